@@ -1,0 +1,93 @@
+"""The backends in order of preference, and the choice among them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Protocol
+
+from torch import Tensor
+
+from affnet_kernels.backends import reference, triton
+from affnet_kernels.backends.native import CPU, CUDA
+from affnet_kernels.spec import MixerSpec
+
+
+class Backend(Protocol):
+    """What a backend offers; modules and plain objects both do. It may assume a validated call with B >= 1."""
+
+    @property
+    def NAME(self) -> str: ...
+
+    def unsupported(self, spec: MixerSpec | None) -> list[str]:
+        """Reasons why it cannot run `spec`, in words; empty: it can. None asks whether it can run here at all."""
+
+    def forward(
+        self,
+        x: Tensor,  # [B, C, H, W], any layout
+        w1: Tensor,  # [2, K, D, Dh], in compute_dtype(x.dtype), as are the other parameters
+        b1: Tensor,  # [2, K, Dh]
+        w2: Tensor,  # [2, K, Dh, D]
+        b2: Tensor,  # [2, K, D]
+        sparsity_threshold: float,
+        activation: str,
+    ) -> Tensor:
+        """y [B, C, H, W], contiguous, of x's dtype; residual included."""
+
+    def backward(
+        self,
+        dy: Tensor,  # [B, C, H, W], any layout, of x's dtype
+        x: Tensor,
+        w1: Tensor,
+        b1: Tensor,
+        w2: Tensor,
+        b2: Tensor,
+        sparsity_threshold: float,
+        activation: str,
+        input_grad: bool,
+        parameter_grads: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """dx in x's dtype, and dw1, db1, dw2, db2 in theirs; of shape [0] where its flag says it is not needed."""
+
+
+BACKENDS: tuple[Backend, ...] = (CPU, triton, CUDA, reference)
+
+
+@lru_cache(maxsize=1024)
+def select(
+    spec: MixerSpec,
+    requested: str | None,
+) -> Backend:
+    """The requested backend, or the first that can run `spec`.
+
+    Raises:
+        ValueError: no backend has that name.
+        NotImplementedError: the requested backend cannot run `spec`; the message gives every backend's reasons.
+    """
+    if requested is not None and requested not in (names := [backend.NAME for backend in BACKENDS]):
+        raise ValueError(f"fused_aff_mixer: expected backend to be None or one of {names}, got {requested!r}")
+    candidates = [backend for backend in BACKENDS if requested in (None, backend.NAME)]
+    for backend in candidates:
+        if not backend.unsupported(spec):
+            return backend
+    raise NotImplementedError(
+        f"fused_aff_mixer: expected a backend that can run this call, got backend={requested!r}, which cannot; "
+        f"leave backend=None to let one be chosen\n{explain(available_backends(spec))}"
+    )
+
+
+def available_backends(
+    spec: MixerSpec | None = None,
+) -> dict[str, list[str]]:
+    """Every backend, in order of preference, with the reasons why it cannot run; an empty list: it can.
+
+    Args:
+        spec: the call to ask about, as `MixerSpec.of(x, w1)`; None asks what can run on this machine at all.
+    """
+    return {backend.NAME: backend.unsupported(spec) for backend in BACKENDS}
+
+
+def explain(
+    reasons: dict[str, list[str]],
+) -> str:
+    """`available_backends`' answer as lines of text."""
+    return "\n".join(f"  {name}: {'; '.join(why) if why else 'can run'}" for name, why in reasons.items())

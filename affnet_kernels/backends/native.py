@@ -1,0 +1,117 @@
+"""The backends "cpu" and "cuda", over the compiled extension `affnet_kernels._C`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from affnet_kernels.spec import MixerSpec
+
+REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps . (in the source folder)"
+
+
+class Native:
+    """One device type of the extension. The operators are C++; this says when they can run."""
+
+    def __init__(
+        self,
+        name: str,  # the backend's name, and the device type it serves
+        extension: ModuleType | None,
+        why_not: str,  # why `extension` is None
+    ) -> None:
+        self.NAME = name
+        self._extension = extension
+        self._why_not = why_not
+
+    def unsupported(
+        self,
+        spec: MixerSpec | None,
+    ) -> list[str]:
+        reasons = []
+        if self._extension is None:
+            reasons.append(self._why_not)
+        elif self.NAME == "cuda" and not self._extension.build_info()["cuda"]:
+            reasons.append(f"the extension was built without CUDA; rebuild it with FORCE_CUDA=1 {REBUILD}")
+        if spec is None:
+            if self.NAME == "cuda" and not torch.cuda.is_available():
+                reasons.append("no CUDA device is available")
+        elif spec.device.type != self.NAME:
+            reasons.append(f"expected a tensor on {self.NAME}, got one on {spec.device.type}")
+        return reasons
+
+    def forward(
+        self,
+        x: Tensor,  # [B, C, H, W]
+        w1: Tensor,  # [2, K, D, Dh]
+        b1: Tensor,  # [2, K, Dh]
+        w2: Tensor,  # [2, K, Dh, D]
+        b2: Tensor,  # [2, K, D]
+        sparsity_threshold: float,
+        activation: str,
+    ) -> Tensor:  # [B, C, H, W]
+        return torch.ops.affnet_kernels.native_forward(x, w1, b1, w2, b2, sparsity_threshold, activation)
+
+    def backward(
+        self,
+        dy: Tensor,  # [B, C, H, W]
+        x: Tensor,  # [B, C, H, W]
+        w1: Tensor,  # [2, K, D, Dh]
+        b1: Tensor,  # [2, K, Dh]
+        w2: Tensor,  # [2, K, Dh, D]
+        b2: Tensor,  # [2, K, D]
+        sparsity_threshold: float,
+        activation: str,
+        input_grad: bool,
+        parameter_grads: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return torch.ops.affnet_kernels.native_backward(
+            dy, x, w1, b1, w2, b2, sparsity_threshold, activation, input_grad, parameter_grads
+        )
+
+
+def load_extension(
+    package: str = "affnet_kernels",
+) -> tuple[ModuleType | None, str]:
+    """The extension, or None and the reason, said once as a warning too. Never compiles, never raises.
+
+    What it was built for is read from `_C.json` first: loading a library built for another PyTorch can crash.
+    """
+    root = Path(importlib.import_module(package).__path__[0])
+    built_for = _read_build_facts(root / "_C.json")
+    running = ".".join(torch.__version__.split(".")[:2])
+    if built_for is None and not list(root.glob("_C.*")):
+        why_not = f"the compiled extension is not built; CPU tensors run on the slower reference; build it: {REBUILD}"
+    elif built_for is not None and not built_for["torch"].startswith(f"{running}."):
+        why_not = (
+            f"the compiled extension was built for torch {built_for['torch']}, and torch {torch.__version__} "
+            f"is running; rebuild it: {REBUILD}"
+        )
+    else:
+        try:
+            return importlib.import_module(f"{package}._C"), ""
+        except (ImportError, OSError) as error:
+            built = f"torch {built_for['torch']}, Python {built_for['python']}" if built_for else "unknown versions"
+            why_not = f"the compiled extension, built for {built}, does not load ({error}); rebuild it: {REBUILD}"
+    warnings.warn(f"affnet_kernels: {why_not}", RuntimeWarning, stacklevel=2)
+    return None, why_not
+
+
+def _read_build_facts(
+    path: Path,
+) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+_EXTENSION, _WHY_NOT = load_extension()
+CPU = Native("cpu", _EXTENSION, _WHY_NOT)
+CUDA = Native("cuda", _EXTENSION, _WHY_NOT)

@@ -1,0 +1,219 @@
+"""The operator written for reading: eager PyTorch on any device, and the definition every backend is held to.
+
+The inverse transform is the two-step one: a complex inverse FFT along H, then a complex-to-real inverse along W,
+which ignores the imaginary part of the DC and Nyquist columns. `torch.fft.irfft2` does the same on the CPU; on CUDA
+it hands both axes to one cuFFT plan that may assume a symmetry which the masked spectrum does not have.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from affnet_kernels.spec import MixerSpec, compute_dtype
+
+NAME = "reference"
+
+Complex = tuple[Tensor, Tensor]
+"""A complex array as its real and imaginary parts: a lazy conjugate inside an op is ignored under torch.compile."""
+
+
+def unsupported(
+    spec: MixerSpec | None,
+) -> list[str]:
+    """Reasons why this backend cannot run `spec`: none, ever."""
+    return []
+
+
+def forward(
+    x: Tensor,  # [B, C, H, W]
+    w1: Tensor,  # [2, K, D, Dh]
+    b1: Tensor,  # [2, K, Dh]
+    w2: Tensor,  # [2, K, Dh, D]
+    b2: Tensor,  # [2, K, D]
+    sparsity_threshold: float,
+    activation: str,
+) -> Tensor:  # [B, C, H, W]
+    """The mixer, residual included: differentiable PyTorch, computed in float32 or better."""
+    blocks = w1.shape[1]
+    wide = x.to(compute_dtype(x.dtype))
+    X = spectrum(wide, blocks)
+    M, _ = mask(X, w1, b1, w2, b2, sparsity_threshold, activation)
+    return (inverse_spectrum(multiply(M, X), x.shape[-1]) + wide).to(x.dtype)
+
+
+def backward(
+    dy: Tensor,  # [B, C, H, W]
+    x: Tensor,  # [B, C, H, W]
+    w1: Tensor,  # [2, K, D, Dh]
+    b1: Tensor,  # [2, K, Dh]
+    w2: Tensor,  # [2, K, Dh, D]
+    b2: Tensor,  # [2, K, D]
+    sparsity_threshold: float,
+    activation: str,
+    input_grad: bool,
+    parameter_grads: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # dx, dw1, db1, dw2, db2
+    """Gradients by the analytic formula, itself differentiable; a group that is not asked for comes back empty."""
+    blocks, width = w1.shape[1], x.shape[-1]
+    wide_dy = dy.to(compute_dtype(x.dtype))
+    X = spectrum(x.to(compute_dtype(x.dtype)), blocks)
+    G = spectrum(wide_dy, blocks)
+    M, (P1, O1, P2) = mask(X, w1, b1, w2, b2, sparsity_threshold, activation)
+
+    dM = multiply_conj(G, X)
+    dP2 = tuple(soft_shrink_vjp(d, p, sparsity_threshold) for d, p in zip(dM, P2, strict=True))
+    dO1 = block_linear_vjp(dP2, w2)
+    dP1 = tuple(activate_vjp(d, p, activation) for d, p in zip(dO1, P1, strict=True))
+
+    empty = x.new_empty(0)
+    dx = empty
+    if input_grad:
+        direct, through_mask = multiply_conj(G, M), block_linear_vjp(dP1, w1)
+        dX = (direct[0] + through_mask[0], direct[1] + through_mask[1])
+        dx = (inverse_spectrum(dX, width) + wide_dy).to(x.dtype)
+    if not parameter_grads:
+        return dx, *(torch.empty_like(empty, dtype=w1.dtype) for _ in range(4))
+    weight = hermitian_weight(width, G[0])
+    dP1, dP2 = (dP1[0] * weight, dP1[1] * weight), (dP2[0] * weight, dP2[1] * weight)
+    return dx, weight_grad(X, dP1), bias_grad(dP1), weight_grad(O1, dP2), bias_grad(dP2)
+
+
+def spectrum(
+    x: Tensor,  # [B, C, H, W]
+    blocks: int,
+) -> Complex:  # each [B, K, D, H, F]
+    """The orthonormal half spectrum, with the channels split into blocks."""
+    X = torch.fft.rfft2(x, norm="ortho").unflatten(1, (blocks, -1))
+    return X.real, X.imag
+
+
+def inverse_spectrum(
+    Y: Complex,  # each [B, K, D, H, F]
+    width: int,
+) -> Tensor:  # [B, C, H, W]
+    """The two-step inverse: complex along H, then complex to real along W."""
+    columns = torch.fft.ifft(torch.complex(*Y).flatten(1, 2), dim=-2, norm="ortho")
+    return torch.fft.irfft(columns, n=width, dim=-1, norm="ortho")
+
+
+def mask(
+    X: Complex,  # each [B, K, D, H, F]
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    sparsity_threshold: float,
+    activation: str,
+) -> tuple[Complex, tuple[Complex, Complex, Complex]]:
+    """The adaptive mask [B, K, D, H, F], and what its derivative needs: P1, O1 = act(P1), P2 (P: before the function)."""
+    P1 = block_linear(X, w1, b1)
+    O1 = activate(P1[0], activation), activate(P1[1], activation)
+    P2 = block_linear(O1, w2, b2)
+    M = soft_shrink(P2[0], sparsity_threshold), soft_shrink(P2[1], sparsity_threshold)
+    return M, (P1, O1, P2)
+
+
+def block_linear(
+    X: Complex,  # each [B, K, I, H, F]
+    w: Tensor,  # [2, K, I, O]
+    b: Tensor,  # [2, K, O]
+) -> Complex:  # each [B, K, O, H, F]
+    """A complex linear layer over the channels of each block."""
+    Xr, Xi = X
+    real = _contract(Xr, w[0]) - _contract(Xi, w[1]) + b[0, :, :, None, None]
+    imag = _contract(Xr, w[1]) + _contract(Xi, w[0]) + b[1, :, :, None, None]
+    return real, imag
+
+
+def block_linear_vjp(
+    dO: tuple[Tensor, ...],  # each [B, K, O, H, F]
+    w: Tensor,  # [2, K, I, O]
+) -> Complex:  # each [B, K, I, H, F]
+    """Gradient of `block_linear` with respect to its input."""
+    wr, wi = w.transpose(-1, -2)
+    return _contract(dO[0], wr) + _contract(dO[1], wi), _contract(dO[1], wr) - _contract(dO[0], wi)
+
+
+def weight_grad(
+    X: Complex,  # each [B, K, I, H, F], the layer's input
+    dO: tuple[Tensor, ...],  # each [B, K, O, H, F]
+) -> Tensor:  # [2, K, I, O]
+    """Gradient of `block_linear` with respect to its weight."""
+
+    def outer(a: Tensor, b: Tensor) -> Tensor:
+        return torch.einsum("bkihw,bkohw->kio", a, b)
+
+    real = outer(X[0], dO[0]) + outer(X[1], dO[1])
+    imag = outer(X[0], dO[1]) - outer(X[1], dO[0])
+    return torch.stack((real, imag))
+
+
+def bias_grad(
+    dO: tuple[Tensor, ...],  # each [B, K, O, H, F]
+) -> Tensor:  # [2, K, O]
+    """Gradient of `block_linear` with respect to its bias."""
+    return torch.stack([d.sum((0, 3, 4)) for d in dO])
+
+
+def multiply(a: Complex, b: Complex) -> Complex:
+    """a * b."""
+    return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
+
+
+def multiply_conj(a: Complex, b: Complex) -> Complex:
+    """a * conj(b)."""
+    return a[0] * b[0] + a[1] * b[1], a[1] * b[0] - a[0] * b[1]
+
+
+def activate(v: Tensor, activation: str) -> Tensor:
+    if activation == "relu":
+        return torch.relu(v)
+    if activation == "silu":
+        return F.silu(v)
+    if activation == "gelu":
+        return F.gelu(v)
+    return v
+
+
+def activate_vjp(d: Tensor, v: Tensor, activation: str) -> Tensor:
+    """d * activation'(v)."""
+    if activation == "relu":
+        return d * ~(v <= 0)
+    if activation == "silu":
+        s = torch.sigmoid(v)
+        return d * (s * (1 + v * (1 - s)))
+    if activation == "gelu":
+        cdf = 0.5 * (1 + torch.erf(v * 0.5**0.5))
+        pdf = torch.exp(-0.5 * v * v) * (2 * torch.pi) ** -0.5
+        return d * (cdf + v * pdf)
+    return d
+
+
+def soft_shrink(v: Tensor, threshold: float) -> Tensor:
+    """v moved towards zero by `threshold`, and zero within it."""
+    return F.softshrink(v, threshold)
+
+
+def soft_shrink_vjp(d: Tensor, v: Tensor, threshold: float) -> Tensor:
+    return d * ~(v.abs() <= threshold)
+
+
+def hermitian_weight(
+    width: int,
+    like: Tensor,
+) -> Tensor:  # [F]
+    """How often a column of the half spectrum stands in the full one: once for DC and Nyquist, else twice."""
+    weight = torch.full((width // 2 + 1,), 2.0, dtype=like.dtype, device=like.device)
+    weight[0] = 1
+    if width % 2 == 0:
+        weight[-1] = 1
+    return weight
+
+
+def _contract(
+    X: Tensor,  # [B, K, I, H, F]
+    w: Tensor,  # [K, I, O]
+) -> Tensor:  # [B, K, O, H, F]
+    return torch.einsum("bkihw,kio->bkohw", X, w)

@@ -1,0 +1,79 @@
+"""Builds the extension `affnet_kernels._C` where torch and a compiler are there; else installs the Python package.
+
+Environment: FORCE_CUDA=1 builds for CUDA without a GPU at hand, AFFNET_SKIP_EXTENSION=1 builds no extension,
+TORCH_CUDA_ARCH_LIST and MAX_JOBS as in every PyTorch extension.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent.resolve()
+DEFAULT_ARCHS = "8.0;8.9;9.0;10.0"
+
+
+def extension_arguments() -> dict:
+    """`ext_modules` and `cmdclass` of this machine; empty, with the reason printed, where nothing can be built."""
+    if os.environ.get("AFFNET_SKIP_EXTENSION") == "1":
+        return without_extension("AFFNET_SKIP_EXTENSION=1 is set")
+    try:
+        import torch
+        from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+    except ImportError as error:
+        return without_extension(
+            f"torch is not importable here ({error}); pip install --no-build-isolation . uses yours"
+        )
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        return without_extension(f"there is no C++ compiler ({compiler})")
+
+    forced = os.environ.get("FORCE_CUDA") == "1"
+    possible = torch.version.cuda is not None and CUDA_HOME is not None
+    if forced and not possible:
+        raise SystemExit(
+            f"setup.py: expected a CUDA build of torch and nvcc for FORCE_CUDA=1, "
+            f"got torch {torch.__version__} and CUDA_HOME={CUDA_HOME}"
+        )
+    with_cuda = possible
+    sources = [ROOT / "csrc" / "extension.cpp", *(ROOT / "csrc" / "cpu").glob("*.cpp")]
+    macros: list[tuple[str, str]] = []
+    flags = {"cxx": ["-O3", "-std=c++20", "-fvisibility=hidden"]}
+    if with_cuda:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
+        sources += (ROOT / "csrc" / "cuda").glob("*.cu")
+        macros += [("AFFNET_WITH_CUDA", "1"), ("AFFNET_CUDA_VERSION", f'"{torch.version.cuda}"')]
+        flags["nvcc"] = ["-O3", "-std=c++20"]
+
+    class Build(BuildExtension):
+        """Leaves beside the library what it was built for."""
+
+        def run(self) -> None:
+            super().run()
+            facts = {"torch": torch.__version__, "python": platform.python_version(), "cuda": torch.version.cuda}
+            target = Path(self.get_ext_fullpath("affnet_kernels._C")).parent / "_C.json"
+            target.write_text(json.dumps(facts | {"with_cuda": with_cuda}) + "\n")
+
+    extension = (CUDAExtension if with_cuda else CppExtension)(
+        "affnet_kernels._C",
+        sorted(str(source.relative_to(ROOT)) for source in sources),
+        include_dirs=[str(ROOT / "csrc")],
+        define_macros=macros,
+        extra_compile_args=flags,
+        libraries=["cufft"] if with_cuda else [],
+    )
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}
+
+
+def without_extension(reason: str) -> dict:
+    print(f"affnet_kernels: building without the compiled extension: {reason}", file=sys.stderr)
+    return {}
+
+
+setup(**extension_arguments())
