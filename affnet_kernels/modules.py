@@ -33,6 +33,11 @@ class AFFMixer(nn.Module):
     Source: Huang et al., ICCV 2023, arXiv 2307.14008.
     """
 
+    w1: nn.Parameter  # [2, K, D, Dh]
+    b1: nn.Parameter  # [2, K, Dh]
+    w2: nn.Parameter  # [2, K, Dh, D]
+    b2: nn.Parameter  # [2, K, D]
+
     def __init__(
         self,
         channels: int,
@@ -168,7 +173,7 @@ def _replacement(
     check: bool,
 ) -> AFFMixer:
     """An `AFFMixer` that computes what `module` does; its parameters are still its own."""
-    _, blocks, size, hidden = module.w1.shape
+    _, blocks, size, hidden = module.get_parameter("w1").shape
     where = f"replace_mixers: {name} ({type(module).__name__})"
     activations = {_activation(where, child) for child in module.children()} or {"relu"}
     if len(activations) > 1:

@@ -148,14 +148,13 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-        x, parameters, options = args[0], args[1:5], args[5:]
         size = info.batch_size
-        if all(dim is None for dim in in_dims[1:5]):  # one set of parameters: more images
-            x = x.movedim(in_dims[0], 0)
-            y = _Forward.apply(x.flatten(0, 1), *parameters, *options)
+        if all(dim is None for dim in in_dims[1:]):  # one set of parameters: more images
+            x = args[0].movedim(in_dims[0], 0)
+            y = _Forward.apply(x.flatten(0, 1), *args[1:])
             return y.unflatten(0, (size, x.shape[1])), 0
-        images, *parameters = _as_blocks(args[:5], in_dims[:5], size)
-        return _Forward.apply(images, *parameters, *options).unflatten(1, (size, -1)), 1
+        y = _Forward.apply(*_as_blocks(args[:5], in_dims[:5], size), *args[5:])
+        return y.unflatten(1, (size, -1)), 1
 
 
 class _Backward(torch.autograd.Function):
@@ -186,12 +185,12 @@ class _Backward(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         """The second derivative, through the reference's formula."""
 
-        def formula(*tensors: Tensor) -> Gradients:
+        def formula(dy: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Gradients:
             return reference.backward(
-                *tensors, ctx.sparsity_threshold, ctx.activation, ctx.input_grad, ctx.parameter_grads
+                dy, x, w1, b1, w2, b2, ctx.sparsity_threshold, ctx.activation, ctx.input_grad, ctx.parameter_grads
             )
 
-        _, vjp = torch.func.vjp(formula, *ctx.saved_tensors)
+        vjp = torch.func.vjp(formula, *ctx.saved_tensors)[1]
         return *vjp(cotangents), None, None, None, None, None
 
     @staticmethod
@@ -201,7 +200,7 @@ class _Backward(torch.autograd.Function):
         gradients = _Backward.apply(*_as_blocks(args[:6], in_dims[:6], size), *args[6:])
         *_, input_grad, parameter_grads = args
         needed = (input_grad, *(4 * (parameter_grads,)))
-        return tuple(  # type: ignore[return-value]
+        return tuple(
             gradient.unflatten(1, (size, -1)).movedim(1, 0) if need else gradient.expand(size, 0)
             for gradient, need in zip(gradients, needed, strict=True)
         ), (0, 0, 0, 0, 0)
@@ -212,7 +211,7 @@ def _as_blocks(
     in_dims: tuple[int | None, ...],
     size: int,  # V
 ) -> list[Tensor]:
-    """V instances of the mixer as one mixer of V * K blocks: in every tensor, axis 1 counts blocks or their channels."""
+    """V instances of the mixer as one of V * K blocks: axis 1 of every tensor counts blocks or their channels."""
     batched = (
         tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
         for tensor, dim in zip(tensors, in_dims, strict=True)

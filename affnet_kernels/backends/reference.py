@@ -63,21 +63,21 @@ def backward(
     M, (P1, O1, P2) = mask(X, w1, b1, w2, b2, sparsity_threshold, activation)
 
     dM = multiply_conj(G, X)
-    dP2 = tuple(soft_shrink_vjp(d, p, sparsity_threshold) for d, p in zip(dM, P2, strict=True))
+    dP2 = soft_shrink_vjp(dM[0], P2[0], sparsity_threshold), soft_shrink_vjp(dM[1], P2[1], sparsity_threshold)
     dO1 = block_linear_vjp(dP2, w2)
-    dP1 = tuple(activate_vjp(d, p, activation) for d, p in zip(dO1, P1, strict=True))
+    dP1 = activate_vjp(dO1[0], P1[0], activation), activate_vjp(dO1[1], P1[1], activation)
 
-    empty = x.new_empty(0)
-    dx = empty
+    dx = x.new_empty(0)
+    dw1, db1, dw2, db2 = (w1.new_empty(0) for _ in range(4))
     if input_grad:
         direct, through_mask = multiply_conj(G, M), block_linear_vjp(dP1, w1)
         dX = (direct[0] + through_mask[0], direct[1] + through_mask[1])
         dx = (inverse_spectrum(dX, width) + wide_dy).to(x.dtype)
-    if not parameter_grads:
-        return dx, *(torch.empty_like(empty, dtype=w1.dtype) for _ in range(4))
-    weight = hermitian_weight(width, G[0])
-    dP1, dP2 = (dP1[0] * weight, dP1[1] * weight), (dP2[0] * weight, dP2[1] * weight)
-    return dx, weight_grad(X, dP1), bias_grad(dP1), weight_grad(O1, dP2), bias_grad(dP2)
+    if parameter_grads:
+        weight = hermitian_weight(width, G[0])
+        dP1, dP2 = (dP1[0] * weight, dP1[1] * weight), (dP2[0] * weight, dP2[1] * weight)
+        dw1, db1, dw2, db2 = weight_grad(X, dP1), bias_grad(dP1), weight_grad(O1, dP2), bias_grad(dP2)
+    return dx, dw1, db1, dw2, db2
 
 
 def spectrum(
@@ -107,7 +107,7 @@ def mask(
     sparsity_threshold: float,
     activation: str,
 ) -> tuple[Complex, tuple[Complex, Complex, Complex]]:
-    """The adaptive mask [B, K, D, H, F], and what its derivative needs: P1, O1 = act(P1), P2 (P: before the function)."""
+    """The adaptive mask M [B, K, D, H, F], and what its derivative needs: P1, O1 = act(P1), P2; M = soft_shrink(P2)."""
     P1 = block_linear(X, w1, b1)
     O1 = activate(P1[0], activation), activate(P1[1], activation)
     P2 = block_linear(O1, w2, b2)
@@ -128,7 +128,7 @@ def block_linear(
 
 
 def block_linear_vjp(
-    dO: tuple[Tensor, ...],  # each [B, K, O, H, F]
+    dO: Complex,  # each [B, K, O, H, F]
     w: Tensor,  # [2, K, I, O]
 ) -> Complex:  # each [B, K, I, H, F]
     """Gradient of `block_linear` with respect to its input."""
@@ -138,7 +138,7 @@ def block_linear_vjp(
 
 def weight_grad(
     X: Complex,  # each [B, K, I, H, F], the layer's input
-    dO: tuple[Tensor, ...],  # each [B, K, O, H, F]
+    dO: Complex,  # each [B, K, O, H, F]
 ) -> Tensor:  # [2, K, I, O]
     """Gradient of `block_linear` with respect to its weight."""
 
@@ -151,7 +151,7 @@ def weight_grad(
 
 
 def bias_grad(
-    dO: tuple[Tensor, ...],  # each [B, K, O, H, F]
+    dO: Complex,  # each [B, K, O, H, F]
 ) -> Tensor:  # [2, K, O]
     """Gradient of `block_linear` with respect to its bias."""
     return torch.stack([d.sum((0, 3, 4)) for d in dO])
