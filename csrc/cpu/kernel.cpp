@@ -22,20 +22,33 @@ size_t scratch_bytes(const Call<T>& call, bool backward) {
 }
 
 template <typename T>
+Tile tile_at(const Call<T>& call, int64_t k, int64_t index) {
+  const Group group = group_of(call, index);
+  return {k, group.first, group.images_log2};
+}
+
+constexpr Tile kNoTile{-1, 0, 0};
+
+// Images of a tile share transforms: what is not finite in one spoils the others. Such a tile is done again, each image
+// alone.
+template <typename F>
+void each_image(const Tile& tile, F&& f) {
+  for (int64_t image = 0; image < int64_t{1} << tile.images_log2; ++image) f(Tile{tile.k, tile.first + image, 0});
+}
+
+template <typename T>
 void forward(const Call<T>& call, int64_t begin, int64_t end, char* memory) {
   const Scratch<T> scratch(call, false, memory);
   const T s = transform_scale(call), scale = s * s / 2;
   const int64_t groups = call.groups();
   for (int64_t k = begin / groups; k * groups < end; ++k) {
     const Block<T> block(call, k, scratch, s / 2);
-    const int64_t last = end - k * groups < groups ? end - k * groups : groups;
-    for (int64_t i = begin > k * groups ? begin - k * groups : 0; i < last; ++i) {
-      const Group group = group_of(call, i);
-      if (forward_tile(call, block, k, group.first, group.images_log2, scale, scratch)) continue;
-      // Images of a tile share transforms: what is not finite in one spoils the others, so each goes alone.
-      for (int64_t image = 0; group.images_log2 > 0 && image < int64_t{1} << group.images_log2; ++image) {
-        forward_tile(call, block, k, group.first + image, 0, scale, scratch);
-      }
+    const int64_t last = end < (k + 1) * groups ? end : (k + 1) * groups;
+    for (int64_t i = begin > k * groups ? begin : k * groups; i < last; ++i) {
+      const Tile tile = tile_at(call, k, i % groups);
+      const Tile next = i + 1 < end ? tile_at(call, (i + 1) / groups, (i + 1) % groups) : kNoTile;
+      if (forward_tile(call, block, tile, next, scale, scratch) || tile.images_log2 == 0) continue;
+      each_image(tile, [&](const Tile& alone) { forward_tile(call, block, alone, kNoTile, scale, scratch); });
     }
   }
 }
@@ -47,17 +60,20 @@ void backward(const Call<T>& call, int k, int64_t begin, int64_t end, T* partial
   const Block<T> block(call, k, scratch, s / 2);
   const int64_t size = call.parameter_grads ? call.partial_size() : 0;
   const int64_t weight_1 = int64_t{2} * call.size * call.hidden;
-  for (int64_t i = 0; i < size; ++i) partial[i] = 0;
-  for (int64_t index = begin; index < end; ++index) {
-    const Group group = group_of(call, index);
-    for (int64_t i = 0; i < size; ++i) scratch.partial[i] = 0;
-    if (!backward_tile(call, block, k, group.first, group.images_log2, scale, scratch) && group.images_log2 > 0) {
-      for (int64_t i = 0; i < size; ++i) scratch.partial[i] = 0;
-      for (int64_t image = 0; image < int64_t{1} << group.images_log2; ++image) {
-        backward_tile(call, block, k, group.first + image, 0, scale, scratch);
-      }
+  const auto clear = [&](T* gradients) { __builtin_memset(gradients, 0, static_cast<size_t>(size) * sizeof(T)); };
+  if (size > 0) clear(partial);
+  for (int64_t i = begin; i < end; ++i) {
+    const Tile tile = tile_at(call, k, i);
+    // The next block is another call's, but most often this thread's.
+    const Tile next = i + 1 < end           ? tile_at(call, k, i + 1)
+                      : k + 1 < call.blocks ? tile_at(call, k + 1, begin)
+                                            : kNoTile;
+    if (size > 0) clear(scratch.partial);
+    if (!backward_tile(call, block, tile, next, scale, scratch) && tile.images_log2 > 0) {
+      if (size > 0) clear(scratch.partial);
+      each_image(tile, [&](const Tile& alone) { backward_tile(call, block, alone, kNoTile, scale, scratch); });
     }
-    for (int64_t i = 0; i < size; ++i) partial[i] += scratch.partial[i] * (i < weight_1 ? scale * s / 2 : scale);
+    for (int64_t j = 0; j < size; ++j) partial[j] += scratch.partial[j] * (j < weight_1 ? scale * s / 2 : scale);
   }
 }
 

@@ -24,6 +24,39 @@ struct Columns {
 template <typename T>
 constexpr Storage kOwnStorage = sizeof(T) == 8 ? Storage::kFloat64 : Storage::kFloat32;
 
+AFFNET_INLINE int64_t storage_bytes(Storage storage) {
+  return storage == Storage::kFloat64 ? 8 : storage == Storage::kFloat32 ? 4 : 2;
+}
+
+// Asks the memory for runs of bytes, a little at each step of a computation that needs few of them itself.
+class Prefetcher {
+ public:
+  void add(const void* data, int64_t bytes) {
+    if (count_ == kMostRuns) return;
+    runs_[count_++] = {static_cast<const char*>(data), bytes < kMostBytes ? bytes : kMostBytes};
+    bytes_ += runs_[count_ - 1].bytes;
+  }
+  void divide(int64_t steps) { share_ = bytes_ / steps + kLine; }
+  AFFNET_INLINE void advance() {
+    for (int64_t left = share_; left > 0 && run_ < count_; left -= kLine) {
+      __builtin_prefetch(runs_[run_].data + position_, 0, 2);
+      position_ += kLine;
+      if (position_ >= runs_[run_].bytes) ++run_, position_ = 0;
+    }
+  }
+
+ private:
+  static constexpr int kMostRuns = 3 << kMaxImagesLog2, kLine = 64;
+  static constexpr int64_t kMostBytes = 128 << 10;  // more would drive out what the computation works on
+  struct Run {
+    const char* data;
+    int64_t bytes;
+  };
+  Run runs_[kMostRuns];
+  int count_ = 0, run_ = 0;
+  int64_t bytes_ = 0, share_ = 0, position_ = 0;
+};
+
 // The planes as they are, if pairs of columns are whole vectors in them; else null: they go through the staging buffer.
 template <typename T, typename G, typename Pointee>
 Columns<T> direct_columns(const Geometry<G>& g, const Planes<Pointee>& planes) {
