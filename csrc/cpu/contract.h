@@ -36,17 +36,33 @@ void prepare_weight(Weight<T> to, const T* re, const T* im, T scale) {
   }
 }
 
-// N outputs from `first` on. kAdjoint: the inputs are the weight's outputs and it is conjugated.
-template <int N, bool kAdjoint, typename T>
-__attribute__((noinline)) void contract_tile(Channels<const T> x, int inputs, const Weight<T>& w, int first,
-                                             Channels<T> y, int vectors) {
+template <typename T>
+struct Bias {  // [outputs]
+  const T* re;
+  const T* im;
+};
+
+// What becomes of a contraction: w^T x + b; relu(w^T x + b); conj(w) x; the same, added to what is there.
+enum class Contraction { kForward, kForwardRelu, kAdjoint, kAddAdjoint };
+
+constexpr bool is_adjoint(Contraction kind) { return kind >= Contraction::kAdjoint; }
+
+// N outputs from `first` on.
+template <int N, Contraction kKind, typename T>
+__attribute__((noinline)) void contract_tile(Channels<const T> x, int inputs, const Weight<T>& w, Bias<T> bias,
+                                             int first, Channels<T> y, int vectors) {
+  constexpr bool kAdjoint = is_adjoint(kKind);
   using V = Vec<T>;
   const ptrdiff_t input_stride = kAdjoint ? 1 : w.outputs, output_stride = kAdjoint ? w.outputs : 1;
   const ptrdiff_t difference = w.difference - w.re, sum = w.sum - w.re;
   for (int v = 0; v < vectors; ++v) {
     const T* w_re = w.re + first * output_stride;
     V both[N], with_re[N], with_im[N];
-    unroll<N>([&](auto o) AFFNET_LAMBDA { both[o] = with_re[o] = with_im[o] = V(T(0)); });
+    unroll<N>([&](auto o) AFFNET_LAMBDA {
+      both[o] = V(T(0));
+      with_re[o] = V(kAdjoint ? T(0) : bias.im[first + o]);
+      with_im[o] = V(kAdjoint ? T(0) : -bias.re[first + o]);
+    });
     for (int i = 0; i < inputs; ++i) {
       const V re = V::load(x.re + i * x.stride), im = V::load(x.im + i * x.stride), both_parts = re + im;
       unroll<N>([&](auto o) AFFNET_LAMBDA {
@@ -58,23 +74,32 @@ __attribute__((noinline)) void contract_tile(Channels<const T> x, int inputs, co
       w_re += input_stride;
     }
     unroll<N>([&](auto o) AFFNET_LAMBDA {
-      (kAdjoint ? both[o] + with_im[o] : both[o] - with_im[o]).store(y.re + (first + o) * y.stride);
-      (kAdjoint ? both[o] - with_re[o] : both[o] + with_re[o]).store(y.im + (first + o) * y.stride);
+      V re = kAdjoint ? both[o] + with_im[o] : both[o] - with_im[o];
+      V im = kAdjoint ? both[o] - with_re[o] : both[o] + with_re[o];
+      T* const to_re = y.re + (first + o) * y.stride;
+      T* const to_im = y.im + (first + o) * y.stride;
+      if constexpr (kKind == Contraction::kForwardRelu) {
+        re = activate<Activation::kRelu>(re), im = activate<Activation::kRelu>(im);
+      } else if constexpr (kKind == Contraction::kAddAdjoint) {
+        re += V::load(to_re), im += V::load(to_im);
+      }
+      re.store(to_re), im.store(to_im);
     });
     x = x + V::kLanes, y = y + V::kLanes;
   }
 }
 
-// y = w^T x, or y = conj(w) x, for some vectors of frequencies: so many at once that a tile's weights are read from
-// memory less often, and so few that x and y stay in the first cache.
-template <bool kAdjoint, typename T>
-void contract(Channels<const T> x, const Weight<T>& w, Channels<T> y, int vectors) {
+// For some vectors of frequencies: so many at once that a tile's weights are read from memory less often, and so few
+// that x and y stay in the first cache.
+template <Contraction kKind, typename T>
+void contract(Channels<const T> x, const Weight<T>& w, Bias<T> bias, Channels<T> y, int vectors) {
+  constexpr bool kAdjoint = is_adjoint(kKind);
   const int inputs = kAdjoint ? w.outputs : w.inputs, outputs = kAdjoint ? w.inputs : w.outputs;
   const int tiles = (outputs + kTileOutputs - 1) / kTileOutputs;
   int first = 0;
   for (int tile = 0; tile < tiles; ++tile) {
     const int count = (outputs - first + tiles - tile - 1) / (tiles - tile);  // tiles of equal size, or one less
-    const auto run = [&](auto n) AFFNET_LAMBDA { contract_tile<n, kAdjoint>(x, inputs, w, first, y, vectors); };
+    const auto run = [&](auto n) AFFNET_LAMBDA { contract_tile<n, kKind>(x, inputs, w, bias, first, y, vectors); };
     switch (count) {
       case 1:
         run(std::integral_constant<int, 1>{});

@@ -29,13 +29,6 @@ Tile tile_at(const Call<T>& call, int64_t k, int64_t index) {
 
 constexpr Tile kNoTile{-1, 0, 0};
 
-// Images of a tile share transforms: what is not finite in one spoils the others. Such a tile is done again, each image
-// alone.
-template <typename F>
-void each_image(const Tile& tile, F&& f) {
-  for (int64_t image = 0; image < int64_t{1} << tile.images_log2; ++image) f(Tile{tile.k, tile.first + image, 0});
-}
-
 template <typename T>
 void forward(const Call<T>& call, int64_t begin, int64_t end, char* memory) {
   const Scratch<T> scratch(call, false, memory);
@@ -47,8 +40,11 @@ void forward(const Call<T>& call, int64_t begin, int64_t end, char* memory) {
     for (int64_t i = begin > k * groups ? begin : k * groups; i < last; ++i) {
       const Tile tile = tile_at(call, k, i % groups);
       const Tile next = i + 1 < end ? tile_at(call, (i + 1) / groups, (i + 1) % groups) : kNoTile;
-      if (forward_tile(call, block, tile, next, scale, scratch) || tile.images_log2 == 0) continue;
-      each_image(tile, [&](const Tile& alone) { forward_tile(call, block, alone, kNoTile, scale, scratch); });
+      if (forward_tile(call, block, tile, next, scale, scratch)) continue;
+      // Images of a tile share transforms: what is not finite in one spoils the others, so each is done again alone.
+      for (int64_t image = 0; tile.images_log2 > 0 && image < int64_t{1} << tile.images_log2; ++image) {
+        forward_tile(call, block, Tile{k, tile.first + image, 0}, kNoTile, scale, scratch);
+      }
     }
   }
 }
@@ -59,22 +55,30 @@ void backward(const Call<T>& call, int k, int64_t begin, int64_t end, T* partial
   const T s = transform_scale(call), scale = s * s / 2;
   const Block<T> block(call, k, scratch, s / 2);
   const int64_t size = call.parameter_grads ? call.partial_size() : 0;
-  const int64_t weight_1 = int64_t{2} * call.size * call.hidden;
-  const auto clear = [&](T* gradients) { __builtin_memset(gradients, 0, static_cast<size_t>(size) * sizeof(T)); };
-  if (size > 0) clear(partial);
-  for (int64_t i = begin; i < end; ++i) {
-    const Tile tile = tile_at(call, k, i);
-    // The next block is another call's, but most often this thread's.
-    const Tile next = i + 1 < end           ? tile_at(call, k, i + 1)
+  const auto clear = [&] {
+    for (int64_t j = 0; j < size; ++j) partial[j] = 0;
+  };
+  clear();
+  bool finite = true;
+  for (int64_t i = begin; i < end && (finite || call.images_log2 == 0); ++i) {
+    const bool last_of_block = i + 1 == end;
+    // What follows in the next block is another call's work, but most often this thread's.
+    const Tile next = !last_of_block        ? tile_at(call, k, i + 1)
                       : k + 1 < call.blocks ? tile_at(call, k + 1, begin)
                                             : kNoTile;
-    if (size > 0) clear(scratch.partial);
-    if (!backward_tile(call, block, tile, next, scale, scratch) && tile.images_log2 > 0) {
-      if (size > 0) clear(scratch.partial);
-      each_image(tile, [&](const Tile& alone) { backward_tile(call, block, alone, kNoTile, scale, scratch); });
-    }
-    for (int64_t j = 0; j < size; ++j) partial[j] += scratch.partial[j] * (j < weight_1 ? scale * s / 2 : scale);
+    finite = backward_tile(call, block, tile_at(call, k, i), next, scale, partial, scratch);
   }
+  if (!finite && call.images_log2 > 0) {  // as in forward
+    clear();
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile tile = tile_at(call, k, i);
+      for (int64_t image = 0; image < int64_t{1} << tile.images_log2; ++image) {
+        backward_tile(call, block, Tile{k, tile.first + image, 0}, kNoTile, scale, partial, scratch);
+      }
+    }
+  }
+  const int64_t weight_1 = int64_t{2} * call.size * call.hidden;
+  for (int64_t j = 0; j < size; ++j) partial[j] *= j < weight_1 ? scale * s / 2 : scale;
 }
 
 template <typename T>

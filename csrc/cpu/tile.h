@@ -43,14 +43,13 @@ template <typename T>
 struct Scratch {
   TransformScratch<T> transform{};
   Weight<T> w1, w2;
-  T* X;        // [D, 2, slot_stride], spectrum of x, then of the branch
-  T* G;        // [D, 2, slot_stride], spectrum of dy, then of dx - dy
-  T* hidden;   // [Dh, 2, lanes], pre-activations of a vector of slots
-  T* mask;     // [D, 2, lanes]
-  T* O1;       // [Dh, 2, block]
-  T* dP1;      // [Dh, 2, block]
-  T* dP2;      // [D, 2, block]
-  T* partial;  // the parameters' gradients of one tile
+  T* X;       // [D, 2, slot_stride], spectrum of x, then of the branch
+  T* G;       // [D, 2, slot_stride], spectrum of dy, then of dx - dy
+  T* hidden;  // [Dh, 2, lanes], pre-activations of a vector of slots
+  T* mask;    // [D, 2, lanes]
+  T* O1;      // [Dh, 2, block]
+  T* dP1;     // [Dh, 2, block]
+  T* dP2;     // [D, 2, block]
   ptrdiff_t step, block;
   size_t bytes;
 
@@ -89,16 +88,9 @@ struct Scratch {
       O1 = arena.take<T>(hidden_size * 2 * block);
       dP1 = arena.take<T>(hidden_size * 2 * block);
       dP2 = arena.take<T>(size * 2 * block);
-      partial = arena.take<T>(call.partial_size());
     }
     bytes = arena.used();
   }
-};
-
-template <typename T>
-struct Bias {  // [channels]
-  const T* re;
-  const T* im;
 };
 
 // The parameters of one block, its weights ready for `contract`.
@@ -148,17 +140,21 @@ void spectral_map(const Call<T>& call, const Geometry<T>& g, const Block<T>& blo
     const int vectors = static_cast<int>(values / V::kLanes);
     const Channels<T> X = interleaved(scratch.X, g.slot_stride) + slot;
     prefetcher.advance();
-    contract<false>(read(X), block.w1, hidden, vectors);
-    each_channel(call.hidden, values, V::kLanes, [&](int o, ptrdiff_t v) AFFNET_LAMBDA {
-      T* const re = hidden.re + o * hidden.stride + v;
-      T* const im = hidden.im + o * hidden.stride + v;
-      activate<kActivation>(V::load(re) + V(block.b1.re[o])).store(re);
-      activate<kActivation>(V::load(im) + V(block.b1.im[o])).store(im);
-    });
-    contract<false>(read(hidden), block.w2, mask, vectors);
+    if constexpr (kActivation == Activation::kRelu) {
+      contract<Contraction::kForwardRelu>(read(X), block.w1, block.b1, hidden, vectors);
+    } else {
+      contract<Contraction::kForward>(read(X), block.w1, block.b1, hidden, vectors);
+      each_channel(call.hidden, values, V::kLanes, [&](int o, ptrdiff_t v) AFFNET_LAMBDA {
+        T* const re = hidden.re + o * hidden.stride + v;
+        T* const im = hidden.im + o * hidden.stride + v;
+        activate<kActivation>(V::load(re)).store(re);
+        activate<kActivation>(V::load(im)).store(im);
+      });
+    }
+    contract<Contraction::kForward>(read(hidden), block.w2, block.b2, mask, vectors);
     each_channel(call.size, values, V::kLanes, [&](int c, ptrdiff_t v) AFFNET_LAMBDA {
-      const V m_re = soft_shrink(V::load(mask.re + c * mask.stride + v) + V(block.b2.re[c]), threshold);
-      const V m_im = soft_shrink(V::load(mask.im + c * mask.stride + v) + V(block.b2.im[c]), threshold);
+      const V m_re = soft_shrink(V::load(mask.re + c * mask.stride + v), threshold);
+      const V m_im = soft_shrink(V::load(mask.im + c * mask.stride + v), threshold);
       T* const re = X.re + c * X.stride + v;
       T* const im = X.im + c * X.stride + v;
       const V x_re = V::load(re), x_im = V::load(im);
@@ -175,7 +171,7 @@ void spectral_map_vjp(const Call<T>& call, const Block<T>& block, Channels<const
   using V = Vec<T>;
   const V threshold(call.threshold);
   const Channels<T> P1 = interleaved(scratch.hidden, scratch.step);
-  const Channels<T> mask = interleaved(scratch.mask, scratch.step);  // P2, then the mask's part of the answer
+  const Channels<T> P2 = interleaved(scratch.mask, scratch.step);
   for (ptrdiff_t slot = 0; slot < slots; slot += scratch.step) {
     const ptrdiff_t values = slots - slot < scratch.step ? slots - slot : scratch.step;
     const int vectors = static_cast<int>(values / V::kLanes);
@@ -186,19 +182,14 @@ void spectral_map_vjp(const Call<T>& call, const Block<T>& block, Channels<const
     const Channels<T> G = all_G + slot;
     prefetcher.advance();
 
-    contract<false>(X, block.w1, P1, vectors);
+    contract<Contraction::kForward>(X, block.w1, block.b1, P1, vectors);
     each_channel(call.hidden, values, V::kLanes, [&](int o, ptrdiff_t v) AFFNET_LAMBDA {
-      T* const re = P1.re + o * P1.stride + v;
-      T* const im = P1.im + o * P1.stride + v;
-      const V p_re = V::load(re) + V(block.b1.re[o]), p_im = V::load(im) + V(block.b1.im[o]);
-      p_re.store(re), p_im.store(im);
-      activate<kActivation>(p_re).store(O1.re + o * O1.stride + v);
-      activate<kActivation>(p_im).store(O1.im + o * O1.stride + v);
+      activate<kActivation>(V::load(P1.re + o * P1.stride + v)).store(O1.re + o * O1.stride + v);
+      activate<kActivation>(V::load(P1.im + o * P1.stride + v)).store(O1.im + o * O1.stride + v);
     });
-    contract<false>(read(O1), block.w2, mask, vectors);
+    contract<Contraction::kForward>(read(O1), block.w2, block.b2, P2, vectors);
     each_channel(call.size, values, V::kLanes, [&](int c, ptrdiff_t v) AFFNET_LAMBDA {
-      const V p_re = V::load(mask.re + c * mask.stride + v) + V(block.b2.re[c]);
-      const V p_im = V::load(mask.im + c * mask.stride + v) + V(block.b2.im[c]);
+      const V p_re = V::load(P2.re + c * P2.stride + v), p_im = V::load(P2.im + c * P2.stride + v);
       const V m_re = soft_shrink(p_re, threshold), m_im = soft_shrink(p_im, threshold);
       const V x_re = V::load(X.re + c * X.stride + v), x_im = V::load(X.im + c * X.stride + v);
       T* const re = G.re + c * G.stride + v;
@@ -209,21 +200,14 @@ void spectral_map_vjp(const Call<T>& call, const Block<T>& block, Channels<const
       (g_re * m_re + g_im * m_im).store(re);
       (g_im * m_re - g_re * m_im).store(im);
     });
-    contract<true>(read(dP2), block.w2, dP1, vectors);
+    contract<Contraction::kAdjoint>(read(dP2), block.w2, Bias<T>{}, dP1, vectors);
     each_channel(call.hidden, values, V::kLanes, [&](int o, ptrdiff_t v) AFFNET_LAMBDA {
       T* const re = dP1.re + o * dP1.stride + v;
       T* const im = dP1.im + o * dP1.stride + v;
       activate_vjp<kActivation>(V::load(re), V::load(P1.re + o * P1.stride + v)).store(re);
       activate_vjp<kActivation>(V::load(im), V::load(P1.im + o * P1.stride + v)).store(im);
     });
-    if (!call.input_grad) continue;
-    contract<true>(read(dP1), block.w1, mask, vectors);
-    each_channel(call.size, values, V::kLanes, [&](int c, ptrdiff_t v) AFFNET_LAMBDA {
-      T* const re = G.re + c * G.stride + v;
-      T* const im = G.im + c * G.stride + v;
-      (V::load(re) + V::load(mask.re + c * mask.stride + v)).store(re);
-      (V::load(im) + V::load(mask.im + c * mask.stride + v)).store(im);
-    });
+    if (call.input_grad) contract<Contraction::kAddAdjoint>(read(dP1), block.w1, Bias<T>{}, G, vectors);
   }
 }
 
@@ -297,9 +281,9 @@ bool forward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, 
   return all_finite(finite);
 }
 
-// Whether the tile's part of dx is finite. The parameters' gradients are added to scratch.partial, unscaled.
+// Whether the tile's part of dx is finite. The parameters' gradients are added to `partial`, unscaled.
 template <typename T>
-bool backward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, const Tile& next, T scale,
+bool backward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, const Tile& next, T scale, T* partial,
                    const Scratch<T>& scratch) {
   const auto [k, first, images_log2] = tile;
   constexpr int kLanes = Vec<T>::kLanes;
@@ -310,7 +294,7 @@ bool backward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile,
     to_spectrum(g, planes_of(call, call.dy, first, k, c), scratch.G + c * channel, true, scratch.transform);
   }
   const ptrdiff_t weight = static_cast<ptrdiff_t>(call.size) * call.hidden;
-  T* const dw1 = scratch.partial;
+  T* const dw1 = partial;
   T* const db1 = dw1 + 2 * weight;
   T* const dw2 = db1 + 2 * call.hidden;
   T* const db2 = dw2 + 2 * weight;
