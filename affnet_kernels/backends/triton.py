@@ -216,8 +216,9 @@ def backward(
     dx = torch.empty_like(x) if input_grad else x.new_empty(0)
     parameters = (w1, b1, w2, b2)
     gradients = [torch.empty_like(p) if parameter_grads else p.new_empty(0) for p in parameters]
-    total = sum(p.numel() for p in parameters) if parameter_grads else 0
-    partials = x.new_empty((shares, total), dtype=torch.float32)
+    sums = max(w1.numel() + b1.numel(), w2.numel() + b2.numel())
+    stacked = 8 * tile.D * tile.DH + 2 * tile.D + 2 * tile.DH
+    partials = x.new_empty((shares, tile.K, stacked if parameter_grads else 0), dtype=torch.float32)
     with _on(x.device):
         backward_kernel[(shares * spec.blocks,)](
             dy,
@@ -238,8 +239,8 @@ def backward(
             **options(row),
         )
         if parameter_grads:
-            sum_kernel[(-(-total // SUM_BLOCK),)](
-                partials, *gradients, shares, w1.numel(), b1.numel(), b2.numel(), SUM_BLOCK, **OPTIONS
+            sum_kernel[(-(-sums // SUM_BLOCK), 2)](
+                partials, *gradients, shares, tile.K, tile.D, tile.DH, SUM_BLOCK, **OPTIONS
             )
     return dx, *gradients  # type: ignore[return-value]
 

@@ -123,12 +123,11 @@ def spectral_map(
     w2_ptr,
     b2_ptr,
     threshold,
-    PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     T: tl.constexpr,
 ):  # [ROWS, 2 DP]
     """M(X) * X."""
-    _, _, P2 = perceptron(X, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, PRECISION, ROWS, T)
+    _, _, P2 = perceptron(X, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, T.PRECISION, ROWS, T)
     Mr, Mi = split(soft_shrink(P2, threshold), ROWS, T.DP)
     Xr, Xi = split(X, ROWS, T.DP)
     return join(Mr * Xr - Mi * Xi, Mr * Xi + Mi * Xr, ROWS, T.DP)
@@ -144,13 +143,12 @@ def spectral_map_vjp(
     w2_ptr,
     b2_ptr,
     threshold,
-    PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     T: tl.constexpr,
 ):
     """dX [ROWS, 2 DP]; then O1, and the gradients dP1 and dP2 of what the two functions are applied to.
 
-    Both P are recomputed at float32 accuracy whatever PRECISION says: an error of 3e-4 there opens or closes gates of
+    Both P are recomputed at float32 accuracy whatever T.PRECISION says: an error of 3e-4 there opens or closes gates of
     ReLU and soft-shrink, and gradients are then wrong by 2 %.
     """
     P1, O1, P2 = perceptron(X, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, "tf32x3", ROWS, T)
@@ -160,20 +158,7 @@ def spectral_map_vjp(
     dM = join(Gr * Xr + Gi * Xi, Gi * Xr - Gr * Xi, ROWS, T.DP)
     dP2 = soft_shrink_vjp(dM, P2, threshold)
     W2 = load_weight(w2_ptr, k, T.DH, T.D, T.DHP, T.DP, T.K)
-    dP1 = activate_vjp(product(dP2, tl.trans(W2), zeros(ROWS, 2 * T.DHP), PRECISION), P1, T.ACTIVATION)
+    dP1 = activate_vjp(product(dP2, tl.trans(W2), zeros(ROWS, 2 * T.DHP), T.PRECISION), P1, T.ACTIVATION)
     direct = join(Gr * Mr + Gi * Mi, Gi * Mr - Gr * Mi, ROWS, T.DP)
     W1 = load_weight(w1_ptr, k, T.D, T.DH, T.DP, T.DHP, T.K)
-    return product(dP1, tl.trans(W1), direct, PRECISION), O1, dP1, dP2
-
-
-@triton.jit
-def fold(
-    S,  # [2 IP, 2 OP], the gradient of a stacked weight
-    IP: tl.constexpr,
-    OP: tl.constexpr,
-):  # two of [IP, OP]
-    """The gradient of the complex weight: every part stands twice in the stacked one, the imaginary once negated."""
-    to_re, to_im = tl.split(tl.reshape(S, (IP, 2, OP, 2)))
-    re_re, im_re = tl.split(tl.permute(to_re, (0, 2, 1)))
-    re_im, im_im = tl.split(tl.permute(to_im, (0, 2, 1)))
-    return re_re + im_im, re_im - im_re
+    return product(dP1, tl.trans(W1), direct, T.PRECISION), O1, dP1, dP2
