@@ -66,6 +66,7 @@ class Tile(NamedTuple):
     PIECE: int
     ROWS: int
     STAGED: bool
+    APART: bool  # the steps of a staged tile are functions
     EXACT: bool  # x is of a 16-bit type, whose values are tf32 values
     PRECISION: str
     ACTIVATION: str
@@ -82,6 +83,7 @@ class Tile(NamedTuple):
         dtype: torch.dtype,
         precision: str,
         activation: str,
+        capability: int,  # the major number
     ) -> Tile:
         # The tensor cores contract over at least 16 numbers, which are 8 pairs of re and im.
         padded_size, padded_hidden = max(8, _power_of_two(size)), max(8, _power_of_two(hidden))
@@ -104,6 +106,7 @@ class Tile(NamedTuple):
             PIECE=row.piece or padded_size,
             ROWS=row.rows,
             STAGED=row.piece > 0,
+            APART=capability != 10,
             EXACT=dtype != torch.float32,
             PRECISION=precision,
             ACTIVATION=activation,
@@ -169,7 +172,7 @@ def forward(
     x, w1, b1, w2, b2 = (tensor.contiguous() for tensor in (x, w1, b1, w2, b2))
     spec = MixerSpec.of(x, w1, activation)
     row = find_row(FORWARD, spec)
-    tile = tile_of(row, spec)
+    tile = tile_of(row, spec, _facts(x.device)[0])
     tiles = -(-spec.batch // row.images) * spec.blocks
     programs = min(tiles, row.programs * _facts(x.device)[3]) if tile.STAGED else tiles
     y = torch.empty_like(x)
@@ -210,7 +213,7 @@ def backward(
     dy, x, w1, b1, w2, b2 = (tensor.contiguous() for tensor in (dy, x, w1, b1, w2, b2))
     spec = MixerSpec.of(x, w1, activation)
     row = find_row(BACKWARD, spec)
-    tile = tile_of(row, spec)
+    tile = tile_of(row, spec, _facts(x.device)[0])
     groups = -(-spec.batch // row.images)
     shares = min(groups, max(1, row.programs * _facts(x.device)[3] // spec.blocks))
     dx = torch.empty_like(x) if input_grad else x.new_empty(0)
@@ -264,9 +267,10 @@ def find_row(
 def tile_of(
     row: Row,
     spec: MixerSpec,
+    capability: int,
 ) -> Tile:
     sizes = (spec.blocks, spec.block_size, spec.hidden_size, spec.height, spec.width)
-    return Tile.of(row, *sizes, spec.dtype, precision(spec.dtype), spec.activation)
+    return Tile.of(row, *sizes, spec.dtype, precision(spec.dtype), spec.activation, capability)
 
 
 def precision(

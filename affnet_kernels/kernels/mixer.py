@@ -4,8 +4,9 @@ A tile is T.IMAGES images of one channel block. A small one stays in registers f
 spectrum of a larger one is staged in scratch memory of the program's own, which the caches hold: transforms then take
 T.PIECE channels at a time and the map T.ROWS frequencies at a time, so that registers suffice at any size.
 
-The steps of a staged tile are real functions (noinline): inlined into the loops around them, the addresses of all their
-exchanges through shared memory would be computed before the loops and kept, in more registers than there are.
+The steps of a staged tile are real functions ("apart"): inlined into the loops around them, the addresses of all their
+exchanges through shared memory would be computed before the loops and kept, in more registers than there are. Only where
+products go through tensor memory (compute capability 10) must they be inlined: Triton cannot use it in a function.
 """
 
 import triton
@@ -14,7 +15,6 @@ import triton.language as tl
 from affnet_kernels.kernels.dft import (
     nyquist_to_frequency,
     nyquist_to_space,
-    product,
     to_frequency,
     to_space,
     zeros,
@@ -37,6 +37,9 @@ def forward_kernel(
     T: tl.constexpr,
 ):
     """y = F^-1(M(F x) * F x) + x."""
+    stage: tl.constexpr = stage_piece_apart if T.APART else stage_piece
+    map_in_place: tl.constexpr = map_rows_apart if T.APART else map_rows
+    add: tl.constexpr = add_piece_apart if T.APART else add_piece
     scratch_ptr += tl.program_id(0).to(tl.int64) * (2 * T.D * T.IMAGES * T.H * T.F)
     for tile in range(tl.program_id(0), tl.cdiv(B, T.IMAGES) * T.K, tl.num_programs(0)):
         first, k = tile // T.K * T.IMAGES, tile % T.K
@@ -44,13 +47,13 @@ def forward_kernel(
         start = first * tl.full((), T.K * T.D * T.H * T.W, tl.int64)
         if T.STAGED:
             for c0 in range(0, T.D, T.PIECE):
-                stage_piece(x_ptr + start, scratch_ptr, matrices_ptr, images, k, c0, False, T.PRECISION, T)
+                stage(x_ptr + start, scratch_ptr, matrices_ptr, images, k, c0, False, T.PRECISION, T)
             tl.debug_barrier()
             for f0 in range(0, T.IMAGES * T.H * T.F, T.ROWS):
-                map_rows(scratch_ptr, f0, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T)
+                map_in_place(scratch_ptr, f0, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T)
             tl.debug_barrier()
             for c0 in range(0, T.D, T.PIECE):
-                add_piece(scratch_ptr, x_ptr + start, y_ptr + start, matrices_ptr, images, k, c0, False, T)
+                add(scratch_ptr, x_ptr + start, y_ptr + start, matrices_ptr, images, k, c0, False, T)
             tl.debug_barrier()
         else:
             forward_tile(
@@ -77,6 +80,9 @@ def backward_kernel(
     T: tl.constexpr,
 ):
     """dx, and this program's share of the parameters' gradients: those of block k over every (programs / K)-th tile."""
+    stage: tl.constexpr = stage_piece_apart if T.APART else stage_piece
+    map_vjp_in_place: tl.constexpr = map_rows_vjp_apart if T.APART else map_rows_vjp
+    add: tl.constexpr = add_piece_apart if T.APART else add_piece
     program, k = tl.program_id(0).to(tl.int64), tl.program_id(0) % T.K
     X_ptr = scratch_ptr + program * (4 * T.D * T.IMAGES * T.H * T.F)
     G_ptr = X_ptr + 2 * T.D * T.IMAGES * T.H * T.F
@@ -86,11 +92,11 @@ def backward_kernel(
         images = tl.minimum(B - group * T.IMAGES, T.IMAGES)
         start = group * tl.full((), T.IMAGES * T.K * T.D * T.H * T.W, tl.int64)
         for c0 in range(0, T.D, T.PIECE):
-            stage_piece(x_ptr + start, X_ptr, matrices_ptr, images, k, c0, False, "tf32x3", T)
-            stage_piece(dy_ptr + start, G_ptr, matrices_ptr, images, k, c0, True, T.PRECISION, T)
+            stage(x_ptr + start, X_ptr, matrices_ptr, images, k, c0, False, "tf32x3", T)
+            stage(dy_ptr + start, G_ptr, matrices_ptr, images, k, c0, True, T.PRECISION, T)
         tl.debug_barrier()
         for f0 in range(0, T.IMAGES * T.H * T.F, T.ROWS):
-            map_rows_vjp(
+            map_vjp_in_place(
                 X_ptr,
                 G_ptr,
                 partials_ptr,
@@ -108,7 +114,7 @@ def backward_kernel(
             tl.debug_barrier()
         if INPUT_GRAD:
             for c0 in range(0, T.D, T.PIECE):
-                add_piece(G_ptr, dy_ptr + start, dx_ptr + start, matrices_ptr, images, k, c0, True, T)
+                add(G_ptr, dy_ptr + start, dx_ptr + start, matrices_ptr, images, k, c0, True, T)
         tl.debug_barrier()
 
 
@@ -203,7 +209,7 @@ def forward_tile(
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(noinline=True)
+@triton.jit
 def stage_piece(
     x_ptr,  # the tile's first image
     spectrum_ptr,  # [2 D, IMAGES * H * F]
@@ -226,7 +232,7 @@ def stage_piece(
         tl.store(spectrum_ptr + targets, nyquist_to_frequency(x, matrices_ptr, PRECISION, N, T), mask=kept)
 
 
-@triton.jit(noinline=True)
+@triton.jit
 def map_rows(spectrum_ptr, f0, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T: tl.constexpr):
     """The spectral map of frequencies f0, f0 + 1, ..., in place."""
     offsets, inside = row_offsets(f0, T)
@@ -235,7 +241,7 @@ def map_rows(spectrum_ptr, f0, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T: 
     tl.store(spectrum_ptr + offsets, Y, mask=inside)
 
 
-@triton.jit(noinline=True)
+@triton.jit
 def map_rows_vjp(
     X_ptr,  # [2 D, IMAGES * H * F]
     G_ptr,  # [2 D, IMAGES * H * F], becomes dX
@@ -254,38 +260,13 @@ def map_rows_vjp(
     offsets, inside = row_offsets(f0, T)
     X = tl.load(X_ptr + offsets, mask=inside, other=0.0)
     G = tl.load(G_ptr + offsets, mask=inside, other=0.0)
-    dX, O1, dP1, dP2 = spectral_map_vjp(G, X, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T.ROWS, T)
+    dX = spectral_map_vjp(
+        G, X, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, partials_ptr, before, threshold, PARAMETER_GRADS, T.ROWS, T
+    )
     tl.store(G_ptr + offsets, dX, mask=inside)
-    if PARAMETER_GRADS:
-        add_parameter_grads(partials_ptr, X, dP1, before, T.D, T.DH, T.DP, T.DHP, T.PRECISION)
-        partials_ptr += (2 * T.D + 1) * 2 * T.DH
-        add_parameter_grads(partials_ptr, O1, dP2, before, T.DH, T.D, T.DHP, T.DP, T.PRECISION)
 
 
 @triton.jit
-def add_parameter_grads(
-    ptr,  # [2 I + 1, 2 O]: of the stacked weight, and of the bias
-    A,  # [ROWS, 2 IP], the layer's input
-    dP,  # [ROWS, 2 OP]
-    before,
-    I: tl.constexpr,
-    O: tl.constexpr,
-    IP: tl.constexpr,
-    OP: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    row, column = tl.arange(0, 2 * IP)[:, None], tl.arange(0, 2 * OP)
-    inside = (row < 2 * I) & (column < 2 * O)[None, :]
-    offsets = row * (2 * O) + column[None, :]
-    known = column < tl.where(before > 0, 2 * O, 0)
-    old = tl.load(ptr + offsets, mask=inside & known[None, :], other=0.0)
-    tl.store(ptr + offsets, product(tl.trans(A), dP, old, PRECISION), mask=inside)
-    ptr += 4 * I * O
-    old = tl.load(ptr + column, mask=known, other=0.0)
-    tl.store(ptr + column, old + tl.sum(dP, axis=0), mask=column < 2 * O)
-
-
-@triton.jit(noinline=True)
 def add_piece(
     spectrum_ptr,  # [2 D, IMAGES * H * F]
     x_ptr,  # the first image of what is added
@@ -344,3 +325,9 @@ def nyquist_offsets(c0, N: tl.constexpr, T: tl.constexpr):  # offsets and mask [
 def row_offsets(f0, T: tl.constexpr):  # offsets and mask [ROWS, 2 DP]
     f, c = f0 + tl.arange(0, T.ROWS)[:, None], tl.arange(0, 2 * T.DP)[None, :]
     return c * (T.IMAGES * T.H * T.F) + f, (f < T.IMAGES * T.H * T.F) & (c < 2 * T.D)
+
+
+stage_piece_apart = triton.jit(stage_piece.fn, noinline=True)
+map_rows_apart = triton.jit(map_rows.fn, noinline=True)
+map_rows_vjp_apart = triton.jit(map_rows_vjp.fn, noinline=True)
+add_piece_apart = triton.jit(add_piece.fn, noinline=True)

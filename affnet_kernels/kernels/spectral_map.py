@@ -142,11 +142,14 @@ def spectral_map_vjp(
     b1_ptr,
     w2_ptr,
     b2_ptr,
+    partials_ptr,  # [2 D + 1, 2 DH], then [2 DH + 1, 2 D]: where the parameters' gradients are summed
+    before,  # 0: the sums begin here
     threshold,
+    PARAMETER_GRADS: tl.constexpr,
     ROWS: tl.constexpr,
     T: tl.constexpr,
-):
-    """dX [ROWS, 2 DP]; then O1, and the gradients dP1 and dP2 of what the two functions are applied to.
+):  # dX [ROWS, 2 DP]
+    """The derivative of `spectral_map`; a gradient is used up as soon as it is there, which saves registers.
 
     Both P are recomputed at float32 accuracy whatever T.PRECISION says: an error of 3e-4 there opens or closes gates of
     ReLU and soft-shrink, and gradients are then wrong by 2 %.
@@ -155,10 +158,38 @@ def spectral_map_vjp(
     Mr, Mi = split(soft_shrink(P2, threshold), ROWS, T.DP)
     Xr, Xi = split(X, ROWS, T.DP)
     Gr, Gi = split(G, ROWS, T.DP)
+    direct = join(Gr * Mr + Gi * Mi, Gi * Mr - Gr * Mi, ROWS, T.DP)
     dM = join(Gr * Xr + Gi * Xi, Gi * Xr - Gr * Xi, ROWS, T.DP)
     dP2 = soft_shrink_vjp(dM, P2, threshold)
+    if PARAMETER_GRADS:
+        second_ptr = partials_ptr + (2 * T.D + 1) * 2 * T.DH
+        add_parameter_grads(second_ptr, O1, dP2, before, T.DH, T.D, T.DHP, T.DP, T.PRECISION)
     W2 = load_weight(w2_ptr, k, T.DH, T.D, T.DHP, T.DP, T.K)
     dP1 = activate_vjp(product(dP2, tl.trans(W2), zeros(ROWS, 2 * T.DHP), T.PRECISION), P1, T.ACTIVATION)
-    direct = join(Gr * Mr + Gi * Mi, Gi * Mr - Gr * Mi, ROWS, T.DP)
+    if PARAMETER_GRADS:
+        add_parameter_grads(partials_ptr, X, dP1, before, T.D, T.DH, T.DP, T.DHP, T.PRECISION)
     W1 = load_weight(w1_ptr, k, T.D, T.DH, T.DP, T.DHP, T.K)
-    return product(dP1, tl.trans(W1), direct, T.PRECISION), O1, dP1, dP2
+    return product(dP1, tl.trans(W1), direct, T.PRECISION)
+
+
+@triton.jit
+def add_parameter_grads(
+    ptr,  # [2 I + 1, 2 O]: of the stacked weight, and of the bias
+    A,  # [ROWS, 2 IP], the layer's input
+    dP,  # [ROWS, 2 OP]
+    before,
+    I: tl.constexpr,
+    O: tl.constexpr,
+    IP: tl.constexpr,
+    OP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    row, column = tl.arange(0, 2 * IP)[:, None], tl.arange(0, 2 * OP)
+    inside = (row < 2 * I) & (column < 2 * O)[None, :]
+    offsets = row * (2 * O) + column[None, :]
+    known = column < tl.where(before > 0, 2 * O, 0)
+    old = tl.load(ptr + offsets, mask=inside & known[None, :], other=0.0)
+    tl.store(ptr + offsets, product(tl.trans(A), dP, old, PRECISION), mask=inside)
+    ptr += 4 * I * O
+    old = tl.load(ptr + column, mask=known, other=0.0)
+    tl.store(ptr + column, old + tl.sum(dP, axis=0), mask=column < 2 * O)
