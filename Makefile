@@ -2,8 +2,9 @@
 VENV   ?= .venv
 PYTHON ?= $(VENV)/bin/python
 TORCH  ?= torch==2.13.0
+PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install bench test lint format clean
+.PHONY: help install bench test lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,30 +15,25 @@ help:
 	@echo 'make format    rewrite the sources in house style'
 	@echo 'make clean     remove what was built'
 
-SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
-INSTALLED := $(VENV)/installed
-
-$(VENV)/packages: pyproject.toml
-	@echo '== setting up $(VENV) (PyTorch and tools; some minutes the first time)'
-	test -x $(VENV)/bin/python || python3 -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' 'setuptools>=77' wheel ninja pybind11
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $$($(VENV)/bin/python -c "import tomllib; \
-	  e = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; \
-	  print(' '.join(r.split(';')[0].strip().replace(' ', '') for k in ('triton', 'bench', 'test') for r in e[k]))")
+# What the build needs comes first: the extension is compiled against the PyTorch that is installed.
+$(VENV)/torch:
+	@echo '== setting up $(VENV): $(TORCH) and build tools (some minutes the first time)'
+	@test -x $(VENV)/bin/python || python3 -m venv $(VENV)
+	@$(PIP) '$(TORCH)' 'setuptools>=77' wheel ninja pybind11
 	@touch $@
 
-$(INSTALLED): $(VENV)/packages $(SOURCES)
-	@echo '== building the extension'
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+$(VENV)/installed: $(VENV)/torch setup.py pyproject.toml $(shell find csrc -type f)
+	@echo '== compiling the extension and installing the tools of benchmarks and tests'
+	@$(PIP) --no-build-isolation --editable '.[triton,bench,test]'
 	@touch $@
 
-install: $(INSTALLED)
+install: $(VENV)/installed
 
 test: install lint
 	@echo '== running the tests'
 	$(PYTHON) -m pytest
 
-lint: $(VENV)/packages
+lint: install
 	@echo '== checking style, types and the direction of imports'
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -45,7 +41,7 @@ lint: $(VENV)/packages
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
-format: $(VENV)/packages
+format: install
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 	$(VENV)/bin/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')

@@ -13,7 +13,7 @@ from affnet_kernels.spec import ACTIVATIONS
 
 PARAMETERS = ("w1", "b1", "w2", "b2")
 _ACTIVATION_OF = {nn.ReLU: "relu", nn.SiLU: "silu", nn.GELU: "gelu", nn.Identity: "identity"}
-_HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("hooks") or "_hooks_" in name)
+_HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
 
 
 class AFFMixer(nn.Module):
@@ -198,11 +198,11 @@ def _activation(
     where: str,
     child: nn.Module,
 ) -> str:
-    name = _ACTIVATION_OF.get(type(child))
-    if name is None or getattr(child, "approximate", "none") != "none":
-        known = ", ".join(kind.__name__ for kind in _ACTIVATION_OF)
-        raise ValueError(f"{where}: expected an activation out of {known}, got {child}")
-    return name
+    for kind, name in _ACTIVATION_OF.items():
+        if isinstance(child, kind) and getattr(child, "approximate", "none") == "none":
+            return name
+    known = ", ".join(kind.__name__ for kind in _ACTIVATION_OF)
+    raise ValueError(f"{where}: expected an activation without parameters, out of {known}, got {child}")
 
 
 def _compare(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,7 +91,7 @@ def stored_case_names() -> list[str]:
         return sorted({key.split("/")[0] for key in arrays})
 
 
-@lru_cache(maxsize=None)
+@cache
 def stored_case(name: str) -> Case:
     """A case of tests/data/mixer_cases.npz, see tests/data/README.md."""
     with np.load(DATA / "mixer_cases.npz") as arrays:
@@ -133,7 +133,7 @@ def make_inputs(shape: Shape, dtype: torch.dtype = torch.float32, seed: int = 0)
     return x, *(p.to(compute_dtype(dtype)) for p in make_parameters(shape, generator))
 
 
-@lru_cache(maxsize=None)
+@cache
 def make_case(shape: Shape, dtype: torch.dtype = torch.float32, activation: str = "relu") -> Case:
     """A random call of `shape` and its float64 answer, with no pre-activation on a kink of ReLU or soft-shrink.
 
@@ -145,7 +145,7 @@ def make_case(shape: Shape, dtype: torch.dtype = torch.float32, activation: str 
             break
     else:
         raise AssertionError(f"no seed keeps {shape} off the kinks")
-    x, *parameters = tensors
+    x = tensors[0]
     dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1000), dtype=torch.float64).to(dtype)
     wide = tuple(tensor.double() for tensor in tensors)
     y = reference.forward(*wide, THRESHOLD, activation)
@@ -175,6 +175,11 @@ def branch_error(y: Tensor, case: Case) -> float:
     return relative_error(y.detach().cpu().double() - x, case.y - x)
 
 
+def leaf(tensor: Tensor, requires_grad: bool = True) -> Tensor:
+    """A tensor like it that nothing else holds: cases are shared between tests."""
+    return tensor.detach().clone(memory_format=torch.preserve_format).requires_grad_(requires_grad)
+
+
 def call(
     case: Case,
     backend: str,
@@ -183,7 +188,7 @@ def call(
     gradients: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """y, and the five gradients if asked for, of `case` on `backend`; dtype None keeps the case's own."""
-    tensors = [tensor.to(device=device, dtype=dtype or tensor.dtype).requires_grad_(gradients) for tensor in case.tensors]
+    tensors = [leaf(tensor.to(device=device, dtype=dtype), gradients) for tensor in case.tensors]
     y = fused_aff_mixer(
         *tensors, sparsity_threshold=case.sparsity_threshold, activation=case.activation, backend=backend
     )

@@ -103,6 +103,13 @@ def load_extension(
     return None, why_not
 
 
+def build_facts() -> str:
+    """How the extension was built, or why there is none, in words."""
+    if _EXTENSION is None:
+        return _WHY_NOT
+    return ", ".join(f"{name} {value or 'no'}" for name, value in _EXTENSION.build_info().items())
+
+
 def _read_build_facts(
     path: Path,
 ) -> dict[str, Any] | None:

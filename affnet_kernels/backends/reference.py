@@ -35,12 +35,12 @@ def forward(
     sparsity_threshold: float,
     activation: str,
 ) -> Tensor:  # [B, C, H, W]
-    """The mixer, residual included: differentiable PyTorch, computed in float32 or better."""
-    blocks = w1.shape[1]
-    wide = x.to(compute_dtype(x.dtype))
-    X = spectrum(wide, blocks)
-    M, _ = mask(X, w1, b1, w2, b2, sparsity_threshold, activation)
-    return (inverse_spectrum(multiply(M, X), x.shape[-1]) + wide).to(x.dtype)
+    """The mixer, residual included: differentiable PyTorch, computed in float32 or better, autocast or not."""
+    with torch.autocast(x.device.type, enabled=False):
+        wide = x.to(compute_dtype(x.dtype))
+        X = spectrum(wide, w1.shape[1])
+        M, _ = mask(X, w1, b1, w2, b2, sparsity_threshold, activation)
+        return (inverse_spectrum(multiply(M, X), x.shape[-1]) + wide).to(x.dtype)
 
 
 def backward(
@@ -56,28 +56,29 @@ def backward(
     parameter_grads: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # dx, dw1, db1, dw2, db2
     """Gradients by the analytic formula, itself differentiable; a group that is not asked for comes back empty."""
-    blocks, width = w1.shape[1], x.shape[-1]
-    wide_dy = dy.to(compute_dtype(x.dtype))
-    X = spectrum(x.to(compute_dtype(x.dtype)), blocks)
-    G = spectrum(wide_dy, blocks)
-    M, (P1, O1, P2) = mask(X, w1, b1, w2, b2, sparsity_threshold, activation)
+    with torch.autocast(x.device.type, enabled=False):
+        blocks, width = w1.shape[1], x.shape[-1]
+        wide_dy = dy.to(compute_dtype(x.dtype))
+        X = spectrum(x.to(compute_dtype(x.dtype)), blocks)
+        G = spectrum(wide_dy, blocks)
+        M, (P1, O1, P2) = mask(X, w1, b1, w2, b2, sparsity_threshold, activation)
 
-    dM = multiply_conj(G, X)
-    dP2 = soft_shrink_vjp(dM[0], P2[0], sparsity_threshold), soft_shrink_vjp(dM[1], P2[1], sparsity_threshold)
-    dO1 = block_linear_vjp(dP2, w2)
-    dP1 = activate_vjp(dO1[0], P1[0], activation), activate_vjp(dO1[1], P1[1], activation)
+        dM = multiply_conj(G, X)
+        dP2 = soft_shrink_vjp(dM[0], P2[0], sparsity_threshold), soft_shrink_vjp(dM[1], P2[1], sparsity_threshold)
+        dO1 = block_linear_vjp(dP2, w2)
+        dP1 = activate_vjp(dO1[0], P1[0], activation), activate_vjp(dO1[1], P1[1], activation)
 
-    dx = x.new_empty(0)
-    dw1, db1, dw2, db2 = (w1.new_empty(0) for _ in range(4))
-    if input_grad:
-        direct, through_mask = multiply_conj(G, M), block_linear_vjp(dP1, w1)
-        dX = (direct[0] + through_mask[0], direct[1] + through_mask[1])
-        dx = (inverse_spectrum(dX, width) + wide_dy).to(x.dtype)
-    if parameter_grads:
-        weight = hermitian_weight(width, G[0])
-        dP1, dP2 = (dP1[0] * weight, dP1[1] * weight), (dP2[0] * weight, dP2[1] * weight)
-        dw1, db1, dw2, db2 = weight_grad(X, dP1), bias_grad(dP1), weight_grad(O1, dP2), bias_grad(dP2)
-    return dx, dw1, db1, dw2, db2
+        dx = x.new_empty(0)
+        dw1, db1, dw2, db2 = (w1.new_empty(0) for _ in range(4))
+        if input_grad:
+            direct, through_mask = multiply_conj(G, M), block_linear_vjp(dP1, w1)
+            dX = (direct[0] + through_mask[0], direct[1] + through_mask[1])
+            dx = (inverse_spectrum(dX, width) + wide_dy).to(x.dtype)
+        if parameter_grads:
+            weight = hermitian_weight(width, G[0])
+            dP1, dP2 = (dP1[0] * weight, dP1[1] * weight), (dP2[0] * weight, dP2[1] * weight)
+            dw1, db1, dw2, db2 = weight_grad(X, dP1), bias_grad(dP1), weight_grad(O1, dP2), bias_grad(dP2)
+        return dx, dw1, db1, dw2, db2
 
 
 def spectrum(
@@ -193,7 +194,7 @@ def activate_vjp(d: Tensor, v: Tensor, activation: str) -> Tensor:
 
 def soft_shrink(v: Tensor, threshold: float) -> Tensor:
     """v moved towards zero by `threshold`, and zero within it."""
-    return F.softshrink(v, threshold)
+    return F.softshrink(v, min(threshold, torch.finfo(v.dtype).max))
 
 
 def soft_shrink_vjp(d: Tensor, v: Tensor, threshold: float) -> Tensor:
