@@ -22,28 +22,40 @@ SUM_BLOCK = 256
 
 
 class Row(NamedTuple):
-    """A launch configuration, and the calls it is for: the first row of a table that fits is taken."""
+    """A launch configuration, and the calls it is for: the first row of a table that fits is taken.
 
+    Registers and spills are those of `python -m benchmarks.compile_check`; no row has been timed on a GPU yet.
+    """
+
+    bits: int  # of x's type: 16 or 32
     size: int  # H and W up to
     channels: int  # D and Dh up to
     images: int  # in a tile
-    piece: int  # channels a transform takes at a time; 0: all, the tile stays in registers
+    piece: int  # channels a transform takes at a time; 0: all, and the tile stays in registers
     rows: int  # frequencies the map takes at a time, where the tile does not stay in registers
     warps: int
     programs: int  # per multiprocessor, where the tile does not stay in registers
     shared: int  # KiB of shared memory it takes at most
+    spill: int  # bytes a thread may spill
     why: str
 
 
 FORWARD = (
-    Row(32, 16, 1, 8, 64, 4, 2, 96, ""),
-    Row(32, 32, 1, 8, 64, 4, 2, 96, ""),
-    Row(32, 64, 1, 8, 32, 8, 2, 160, ""),
+    Row(16, 8, 16, 2, 0, 0, 4, 0, 32, 0, "all in registers; two images share the weights, a quarter less instructions"),
+    Row(16, 8, 32, 1, 0, 0, 4, 0, 48, 0, "all in registers; a second image would leave one program a multiprocessor"),
+    Row(16, 32, 32, 1, 8, 64, 4, 3, 48, 0, "staged: in registers it takes 8 warps of over 230 from 16x16 on"),
+    Row(16, 32, 64, 1, 16, 64, 8, 1, 96, 0, "weights of 128 x 128 fill the registers; CUDA C++ would not pad D = 40 to 64"),
+    Row(32, 8, 16, 2, 0, 0, 4, 0, 48, 0, "as with 16 bits"),
+    Row(32, 32, 32, 1, 8, 64, 4, 2, 96, 64, "staged, also at 8x8: high and low parts of the operands double a tile"),
+    Row(32, 32, 64, 1, 16, 32, 8, 1, 128, 400, "as with 16 bits"),
 )
 BACKWARD = (
-    Row(32, 16, 1, 8, 64, 4, 2, 96, ""),
-    Row(32, 32, 1, 8, 64, 8, 2, 96, ""),
-    Row(32, 64, 1, 8, 32, 16, 1, 160, ""),
+    Row(16, 32, 16, 1, 4, 64, 4, 2, 64, 0, "two spectra and the chain between them: pieces half of the forward's"),
+    Row(16, 32, 32, 1, 8, 32, 8, 1, 64, 0, "fewer frequencies, more warps: eight tiles of the map are live at once"),
+    Row(16, 32, 64, 1, 8, 16, 8, 1, 128, 1000, "as in the forward pass; CUDA C++ is preferred here"),
+    Row(32, 32, 16, 1, 4, 64, 4, 2, 64, 200, "as with 16 bits"),
+    Row(32, 32, 32, 1, 8, 32, 8, 1, 64, 0, "as with 16 bits"),
+    Row(32, 32, 64, 1, 8, 16, 8, 1, 128, 1000, "as with 16 bits"),
 )
 
 
@@ -121,7 +133,7 @@ def unsupported(
     if importlib.util.find_spec("triton") is None:
         reasons.append("Triton is not installed; pip install triton")
     if spec is None:
-        if not (_interpreted() or torch.cuda.is_available()):
+        if not (interpreted() or torch.cuda.is_available()):
             reasons.append("no CUDA device is available")
         return reasons
     if spec.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -138,7 +150,7 @@ def unsupported(
     if spec.device.type == "cuda":
         needed = 0 if reasons else max(find_row(table, spec).shared for table in (FORWARD, BACKWARD))
         reasons += _device_reasons(spec.device, needed)
-    elif not (_interpreted() and spec.device.type == "cpu"):
+    elif not (interpreted() and spec.device.type == "cpu"):
         reasons.append(f"expected a tensor on cuda, got one on {spec.device.type}")
     return reasons
 
@@ -252,7 +264,7 @@ OPTIONS = {"enable_fp_fusion": True}  # Triton's default is to change
 
 
 def options(row: Row) -> dict[str, Any]:
-    """Triton's compile options; one stage: a tile's loads have nothing to overlap with but another program's."""
+    """Triton's compile options; one stage, because the loops hold no products whose operands could be loaded ahead."""
     return {**OPTIONS, "num_warps": row.warps, "num_stages": 1}
 
 
@@ -261,7 +273,11 @@ def find_row(
     spec: MixerSpec,
 ) -> Row:
     size, channels = max(spec.height, spec.width), max(spec.block_size, spec.hidden_size)
-    return next(row for row in table if size <= row.size and channels <= row.channels)
+    return next(
+        row
+        for row in table
+        if 8 * spec.dtype.itemsize == row.bits and size <= row.size and channels <= row.channels
+    )
 
 
 def tile_of(
@@ -293,7 +309,7 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _interpreted() -> bool:
+def interpreted() -> bool:
     """Whether Triton runs its kernels in Python on the CPU, for tests."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 

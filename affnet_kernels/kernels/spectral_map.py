@@ -21,11 +21,12 @@ def load_weight(
     OP: tl.constexpr,
     K: tl.constexpr,
 ):  # [2 IP, 2 OP]: (re, im; -im, re)
-    row, column = tl.arange(0, 2 * IP)[:, None], tl.arange(0, 2 * OP)[None, :]
-    part = (row ^ column) & 1
-    offset = part * (K * I * O) + k * (I * O) + (row // 2) * O + column // 2
-    w = tl.load(w_ptr + offset, mask=(row < 2 * I) & (column < 2 * O), other=0.0)
-    return tl.where((row & 1) > (column & 1), -w, w)
+    i, o = tl.arange(0, IP)[:, None], tl.arange(0, OP)[None, :]
+    ptr, inside = w_ptr + k * (I * O) + i * O + o, (i < I) & (o < O)
+    re = tl.load(ptr, mask=inside, other=0.0)
+    im = tl.load(ptr + K * I * O, mask=inside, other=0.0)
+    rows = tl.join(tl.join(re, im), tl.join(-im, re))  # [IP, OP, 2, 2], the last axis that of the row
+    return tl.reshape(tl.permute(rows, (0, 3, 1, 2)), (2 * IP, 2 * OP))
 
 
 @triton.jit
