@@ -13,9 +13,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent.resolve()
+CPU_KERNEL = ROOT / "csrc" / "cpu" / "kernel.cpp"
 DEFAULT_ARCHS = "8.0;8.9;9.0;10.0"
 
 
@@ -43,8 +44,12 @@ def extension_arguments() -> dict:
         )
     with_cuda = possible
     sources = [ROOT / "csrc" / "extension.cpp", *(ROOT / "csrc" / "cpu").glob("*.cpp")]
-    macros: list[tuple[str, str]] = []
-    flags = {"cxx": ["-O3", "-std=c++20", "-fvisibility=hidden"]}
+    sources.remove(CPU_KERNEL)
+    variants = cpu_variants()
+    macros: list[tuple[str, str]] = [("AFFNET_X86_VARIANTS", "1")] if len(variants) > 1 else []
+    cxx_flags = ["-O3", "-std=c++20", "-fvisibility=hidden"]
+    # OpenMP for at::parallel_for, at compile time only: the symbols then come from the library that PyTorch brings.
+    flags = {"cxx": [*cxx_flags, "-fopenmp"]}
     if with_cuda:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
         sources += (ROOT / "csrc" / "cuda").glob("*.cu")
@@ -52,7 +57,19 @@ def extension_arguments() -> dict:
         flags["nvcc"] = ["-O3", "-std=c++20"]
 
     class Build(BuildExtension):
-        """Leaves beside the library what it was built for."""
+        """Compiles the CPU kernel once for each instruction set, and leaves beside the library what it was built for."""
+
+        def build_extension(self, extension: Extension) -> None:
+            for name, options in variants.items():
+                extension.extra_objects += self.compiler.compile(
+                    [str(CPU_KERNEL.relative_to(ROOT))],
+                    output_dir=str(Path(self.build_temp) / name),
+                    macros=[("AFFNET_CAPABILITY", name)],
+                    include_dirs=[str(ROOT / "csrc"), str(ROOT / "csrc" / "cpu")],
+                    extra_postargs=[*cxx_flags, "-ffp-contract=fast", *options],
+                    depends=extension.depends,
+                )
+            super().build_extension(extension)
 
         def run(self) -> None:
             super().run()
@@ -63,12 +80,22 @@ def extension_arguments() -> dict:
     extension = (CUDAExtension if with_cuda else CppExtension)(
         "affnet_kernels._C",
         sorted(str(source.relative_to(ROOT)) for source in sources),
-        include_dirs=[str(ROOT / "csrc")],
+        include_dirs=[str(ROOT / "csrc"), str(ROOT / "csrc" / "cpu")],
+        depends=[str(header.relative_to(ROOT)) for header in (ROOT / "csrc").rglob("*.h")],
         define_macros=macros,
         extra_compile_args=flags,
         libraries=["cufft"] if with_cuda else [],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}
+
+
+def cpu_variants() -> dict[str, list[str]]:
+    """The CPU kernel's variants, by the name of their C++ namespace, and the compiler's options for each."""
+    variants = {"baseline": list[str]()}
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        variants["avx2"] = ["-mavx2", "-mfma"]
+        variants["avx512"] = [*variants["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+    return variants
 
 
 def without_extension(reason: str) -> dict:

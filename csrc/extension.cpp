@@ -3,6 +3,8 @@
 #include <torch/extension.h>
 #include <torch/library.h>
 
+#include "cpu/capability.h"
+
 TORCH_LIBRARY_FRAGMENT(affnet_kernels, m) {
   m.def(
       "native_forward(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, "
@@ -34,4 +36,5 @@ pybind11::dict build_info() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Compiled kernels of affnet_kernels; the operators are in torch.ops.affnet_kernels.";
   m.def("build_info", &build_info, "Versions and targets this extension was compiled for.");
+  m.def("cpu_capability", &affnet::cpu_capability, "The instruction set whose variant of the CPU kernel runs here.");
 }

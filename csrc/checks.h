@@ -1,0 +1,62 @@
+// What the kernels must know to stay inside their tensors; everything else is validated in Python.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <string>
+
+#include "spectral_map.h"
+
+namespace affnet {
+
+// The sizes of one call, checked: no kernel reads or writes outside the tensors they were taken from.
+struct Sizes {
+  int64_t B, C, H, W, K, D, Dh;
+};
+
+inline Sizes check_sizes(const char* function,
+                         const at::Tensor& x,   // [B, C, H, W]
+                         const at::Tensor& w1,  // [2, K, D, Dh]
+                         const at::Tensor& b1,  // [2, K, Dh]
+                         const at::Tensor& w2,  // [2, K, Dh, D]
+                         const at::Tensor& b2   // [2, K, D]
+) {
+  TORCH_CHECK_VALUE(x.dim() == 4 && x.numel() > 0, function, ": expected x [B, C, H, W] with elements, got ",
+                    x.sizes());
+  TORCH_CHECK_VALUE(w1.dim() == 4 && w1.size(0) == 2, function, ": expected w1 [2, K, D, Dh], got ", w1.sizes());
+  const Sizes n{x.size(0), x.size(1), x.size(2), x.size(3), w1.size(1), w1.size(2), w1.size(3)};
+  TORCH_CHECK_VALUE(n.C == n.K * n.D && n.Dh > 0, function, ": expected x with ", n.K * n.D, " channels for w1 ",
+                    w1.sizes(), ", got ", n.C);
+  const auto check = [&](const char* name, const at::Tensor& tensor, at::IntArrayRef shape) {
+    TORCH_CHECK_VALUE(tensor.sizes() == shape, function, ": expected ", name, " ", shape, " for w1 ", w1.sizes(),
+                      ", got ", tensor.sizes());
+  };
+  check("b1", b1, {2, n.K, n.Dh});
+  check("w2", w2, {2, n.K, n.Dh, n.D});
+  check("b2", b2, {2, n.K, n.D});
+  const at::ScalarType wanted = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  for (const at::Tensor* parameter : {&w1, &b1, &w2, &b2}) {
+    TORCH_CHECK_TYPE(parameter->scalar_type() == wanted, function, ": expected parameters of ", wanted, " for x of ",
+                     x.scalar_type(), ", got ", parameter->scalar_type());
+    TORCH_CHECK_VALUE(parameter->device() == x.device(), function, ": expected parameters on ", x.device(), ", got ",
+                      parameter->device());
+  }
+  return n;
+}
+
+inline void check_dy(const char* function, const at::Tensor& dy, const at::Tensor& x) {
+  TORCH_CHECK_VALUE(dy.sizes() == x.sizes() && dy.device() == x.device(), function, ": expected dy ", x.sizes(), " on ",
+                    x.device(), ", got ", dy.sizes(), " on ", dy.device());
+  TORCH_CHECK_TYPE(dy.scalar_type() == x.scalar_type(), function, ": expected dy of x's dtype ", x.scalar_type(),
+                   ", got ", dy.scalar_type());
+}
+
+inline Activation activation_named(const char* function, c10::string_view name) {
+  if (name == "relu") return Activation::kRelu;
+  if (name == "silu") return Activation::kSilu;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "identity") return Activation::kIdentity;
+  TORCH_CHECK_VALUE(false, function, ": expected activation relu, silu, gelu or identity, got ", std::string(name));
+}
+
+}  // namespace affnet

@@ -1,0 +1,132 @@
+// What the kernel is told and offers: plain data, free of torch and of any instruction set.
+//
+// A tile is one channel block of `images` images. Its planes are transformed with one vector lane per column, then one
+// per row; with several small images in a tile, their columns and rows together fill the lanes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "spectral_map.h"
+
+namespace affnet {
+
+enum class Storage { kFloat64, kFloat32, kFloat16, kBFloat16 };
+
+inline constexpr int kMaxSteps = 32;
+inline constexpr int kMaxImagesLog2 = 3;
+
+// A transform of some length as a sequence of radix steps.
+template <typename T>
+struct FftSteps {
+  int length;
+  int count;
+  int radix[kMaxSteps];
+  const T* twiddles[kMaxSteps];  // each [length / radix, radix] of (cos, sin); after them the roots of a large radix
+};
+
+template <typename T>
+struct FftPlan {
+  int length;
+  int work_length;          // vectors that a transform needs in either of its two buffers
+  FftSteps<T> steps;        // of this length, or of Bluestein's convolution
+  const T* chirp;           // [length] of (cos, sin); null: not by Bluestein
+  const T* chirp_spectrum;  // [steps.length]
+};
+
+// How the planes of one channel in a tile of `images` images lie in scratch memory.
+//
+// Columns are numbered through the images, columns = images * width; column j shares a complex transform with column
+// j + pairs. Of its spectrum the rows 0 .. height / 2 are kept; rows 0 and height / 2 are real by then and share a
+// complex row. For odd heights the rows 0 of two images do. A row (image, kh) yields two slots for each kw <= width /
+// 2: frequencies (kh, kw) and (-kh, kw); a shared row yields (0, kw) and (height / 2, kw), or kw of its two images.
+// That is every frequency of the half spectrum once, except that for odd heights a lone image leaves slots that hold
+// zero.
+template <typename T>
+struct Geometry {
+  int height, width, images;
+  int columns;
+  int pairs;
+  int staging_stride;
+  int row_stride;       // of one part of a row: the row buffer is [(height + 1) / 2, 2, row_stride]
+  int rows;             // complex rows
+  int slots;            // (width / 2 + 1) * 2 * rows
+  int slot_stride;      // of one part of a channel's spectrum
+  const int* row_re;    // [rows, rounded up to lanes] offset of a row's real part in the row buffer
+  const int* row_im;    // and of its imaginary part
+  const T* row_shared;  // 1 where two real rows share the complex one, else 0
+  FftPlan<T> column_fft;
+  FftPlan<T> row_fft;
+};
+
+template <typename T>
+struct Call {
+  const void* x;   // [B, C, H, W]
+  const void* dy;  // [B, C, H, W], backward only
+  void* out;       // [B, C, H, W], y or dx
+  Storage storage;
+  const T* w1;  // [2, K, D, Dh]
+  const T* b1;  // [2, K, Dh]
+  const T* w2;  // [2, K, Dh, D]
+  const T* b2;  // [2, K, D]
+  int64_t batch, height, width;
+  int blocks, size, hidden;  // K, D, Dh
+  T threshold;
+  Activation activation;
+  bool input_grad, parameter_grads;
+  int images_log2;                                  // of the full groups of images
+  const Geometry<T>* geometry[kMaxImagesLog2 + 1];  // of 1, 2, 4, ... images
+
+  int64_t full_groups() const { return batch >> images_log2; }
+  // Images are grouped by 1 << images_log2; what is left, by falling powers of two.
+  int64_t groups() const { return full_groups() + __builtin_popcountll(batch & ((int64_t{1} << images_log2) - 1)); }
+  int64_t partial_size() const { return int64_t{4} * size * hidden + 2 * hidden + 2 * size; }
+};
+
+struct Group {
+  int64_t first;
+  int images_log2;
+};
+
+template <typename T>
+Group group_of(const Call<T>& call, int64_t index) {
+  const int64_t full = call.full_groups();
+  if (index < full) return {index << call.images_log2, call.images_log2};
+  int64_t first = full << call.images_log2;
+  int64_t left = call.batch - first;
+  for (int64_t skip = index - full;; --skip) {
+    const int log2 = 63 - __builtin_clzll(static_cast<unsigned long long>(left));
+    if (skip == 0) return {first, log2};
+    first += int64_t{1} << log2;
+    left -= int64_t{1} << log2;
+  }
+}
+
+// The kernel for one value type and one capability.
+template <typename T>
+struct Kernel {
+  int lanes;
+  size_t (*scratch_bytes)(const Call<T>&, bool backward);
+  // Tiles begin .. end of [K, groups].
+  void (*forward)(const Call<T>&, int64_t begin, int64_t end, char* scratch);
+  // Groups begin .. end of a block; the parameters' gradients go to partial = dw1, db1, dw2, db2 of that block.
+  void (*backward)(const Call<T>&, int block, int64_t begin, int64_t end, T* partial, char* scratch);
+};
+
+struct Kernels {
+  const char* name;
+  Kernel<float> float32;
+  Kernel<double> float64;
+};
+
+namespace baseline {
+extern const Kernels kKernels;
+}
+namespace avx2 {
+extern const Kernels kKernels;
+}
+namespace avx512 {
+extern const Kernels kKernels;
+}
+
+}  // namespace affnet

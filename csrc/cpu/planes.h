@@ -1,0 +1,143 @@
+// The planes of one channel in a tile's images as memory holds them, and as columns the transforms can load.
+#pragma once
+
+#include "kernel.h"
+#include "vec.h"
+
+namespace affnet::AFFNET_CAPABILITY {
+
+template <typename Pointee>
+struct Planes {
+  Pointee* data;         // the first image's plane, [height, width]
+  int64_t image_stride;  // in elements
+  Storage storage;
+};
+
+// Column j of the first of each pair is re[h * stride + j], of the second im[h * stride + j].
+template <typename T>
+struct Columns {
+  T* re;
+  T* im;
+  ptrdiff_t stride;
+};
+
+template <typename T>
+constexpr Storage kOwnStorage = sizeof(T) == 8 ? Storage::kFloat64 : Storage::kFloat32;
+
+// The planes as they are, if pairs of columns are whole vectors in them; else null: they go through the staging buffer.
+template <typename T, typename G, typename Pointee>
+Columns<T> direct_columns(const Geometry<G>& g, const Planes<Pointee>& planes) {
+  const bool split_plane = g.images == 1 && g.width % 2 == 0;
+  if (planes.storage != kOwnStorage<G> || !(split_plane || g.images == 2) || g.pairs < Vec<G>::kLanes) {
+    return {nullptr, nullptr, 0};
+  }
+  T* const data = static_cast<T*>(planes.data);
+  return {data, data + (split_plane ? g.pairs : planes.image_stride), g.width};
+}
+
+template <typename T>
+Columns<T> staged_columns(const Geometry<T>& g, T* staging) {
+  return {staging, staging + g.pairs, g.staging_stride};
+}
+
+// float16 and bfloat16 by integer arithmetic: no instruction beyond the baseline, and the compiler vectorises it.
+AFFNET_INLINE float from_bits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+AFFNET_INLINE uint32_t to_bits(float value) { return __builtin_bit_cast(uint32_t, value); }
+
+AFFNET_INLINE float from_bfloat16(uint16_t v) { return from_bits(uint32_t{v} << 16); }
+AFFNET_INLINE uint16_t to_bfloat16(float v) {
+  const uint32_t bits = to_bits(v);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return static_cast<uint16_t>(v != v ? 0x7fc0 : rounded);
+}
+
+AFFNET_INLINE float from_float16(uint16_t v) {
+  const uint32_t sign = uint32_t{v & 0x8000u} << 16, rest = uint32_t{v & 0x7fffu} << 13;
+  const float finite = from_bits(rest) * from_bits(0x77800000);  // 2^112: the difference of the exponents' biases
+  const uint32_t bits = (v & 0x7c00) == 0x7c00 ? rest | 0x7f800000 : to_bits(finite);
+  return from_bits(bits | sign);
+}
+AFFNET_INLINE uint16_t to_float16(float v) {
+  const uint32_t sign = to_bits(v) & 0x80000000, size = to_bits(v) ^ sign;
+  // Subnormal: adding 0.5 leaves the answer, rounded, in the last bits. Normal: round in the integer representation.
+  const uint32_t subnormal = to_bits(from_bits(size) + 0.5f) - 0x3f000000;
+  const uint32_t normal = (size - (112u << 23) + 0xfff + ((size >> 13) & 1)) >> 13;
+  const uint32_t large = size > 0x7f800000 ? 0x7e00 : 0x7c00;
+  const uint32_t half = size >= 0x47800000 ? large : size < 0x38800000 ? subnormal : normal;
+  return static_cast<uint16_t>(half | (sign >> 16));
+}
+
+template <typename T>
+void stage_row(T* to, const void* from, int64_t offset, int width, Storage storage) {
+  if (storage == kOwnStorage<T>) {
+    const T* const row = static_cast<const T*>(from) + offset;
+    for (int w = 0; w < width; w += Vec<T>::kLanes) {
+      const int count = width - w < Vec<T>::kLanes ? width - w : Vec<T>::kLanes;
+      store_first(load_first(row + w, count), to + w, count);
+    }
+  } else if constexpr (sizeof(T) == 4) {
+    const uint16_t* const row = static_cast<const uint16_t*>(from) + offset;
+    if (storage == Storage::kBFloat16) {
+      for (int w = 0; w < width; ++w) to[w] = from_bfloat16(row[w]);
+    } else {
+      for (int w = 0; w < width; ++w) to[w] = from_float16(row[w]);
+    }
+  }
+}
+
+// out = residual + staged, rounded once.
+template <typename T>
+void store_row(const T* staged, const void* residual, void* out, int64_t offset, int width, Storage storage,
+               Vec<T>& finite) {
+  if (storage == kOwnStorage<T>) {
+    const T* const x = static_cast<const T*>(residual) + offset;
+    T* const y = static_cast<T*>(out) + offset;
+    for (int w = 0; w < width; w += Vec<T>::kLanes) {
+      const int count = width - w < Vec<T>::kLanes ? width - w : Vec<T>::kLanes;
+      const Vec<T> sum = load_first(x + w, count) + load_first(staged + w, count);
+      finite += sum * T(0);
+      store_first(sum, y + w, count);
+    }
+  } else if constexpr (sizeof(T) == 4) {
+    const uint16_t* const x = static_cast<const uint16_t*>(residual) + offset;
+    uint16_t* const y = static_cast<uint16_t*>(out) + offset;
+    for (int w = 0; w < width; w += Vec<T>::kLanes) {
+      const int count = width - w < Vec<T>::kLanes ? width - w : Vec<T>::kLanes;
+      finite += load_first(staged + w, count) * T(0);
+    }
+    if (storage == Storage::kBFloat16) {
+      for (int w = 0; w < width; ++w) y[w] = to_bfloat16(from_bfloat16(x[w]) + staged[w]);
+    } else {
+      for (int w = 0; w < width; ++w) y[w] = to_float16(from_float16(x[w]) + staged[w]);
+    }
+  }
+}
+
+template <typename T>
+Columns<const T> load_columns(const Geometry<T>& g, const Planes<const void>& x, T* staging) {
+  const Columns<const T> direct = direct_columns<const T>(g, x);
+  if (direct.re) return direct;
+  for (int h = 0; h < g.height; ++h) {
+    T* const row = staging + static_cast<ptrdiff_t>(h) * g.staging_stride;
+    for (int image = 0; image < g.images; ++image) {
+      stage_row(row + image * g.width, x.data, image * x.image_stride + h * g.width, g.width, x.storage);
+    }
+    if (g.columns % 2 != 0) row[g.columns] = 0;  // paired with the last column of the first half
+  }
+  const Columns<T> staged = staged_columns(g, staging);
+  return {staged.re, staged.im, staged.stride};
+}
+
+template <typename T>
+void store_staged(const Geometry<T>& g, const T* staging, const Planes<const void>& x, const Planes<void>& out,
+                  Vec<T>& finite) {
+  for (int h = 0; h < g.height; ++h) {
+    const T* const row = staging + static_cast<ptrdiff_t>(h) * g.staging_stride;
+    for (int image = 0; image < g.images; ++image) {
+      store_row(row + image * g.width, x.data, out.data, image * x.image_stride + static_cast<int64_t>(h) * g.width,
+                g.width, x.storage, finite);
+    }
+  }
+}
+
+}  // namespace affnet::AFFNET_CAPABILITY
