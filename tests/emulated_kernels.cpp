@@ -71,15 +71,17 @@ struct Brain {
   }
 };
 
-// Kernels whose bugs the emulator must find, one for each kind of finding.
+// A kernel with a bug of each kind that the emulator must find.
 void broken(const std::string& kind) {
-  const uint32_t mine = 4 * affnet::thread_index(), next = 4 * ((affnet::thread_index() + 1) % affnet::thread_count());
-  if (kind != "uninitialised") affnet::shared_store(mine, affnet::thread_index());
-  if (kind == "stuck" && affnet::thread_index() == 3) return;
-  if (kind == "divergent warp" && affnet::thread_index() < 40) affnet::warp_barrier();
+  const int i = affnet::thread_index();
+  const uint32_t mine = 4 * i, next = 4 * ((i + 1) % affnet::thread_count());
+  if (kind == "stuck" && i == 3) return;
+  if (kind == "divergent warp" && i < 40) affnet::warp_barrier();
+  if (kind != "uninitialised") affnet::shared_store(mine, i);
+  affnet::barrier();
+  if (kind == "race" || kind == "warp race") affnet::shared_store(mine, -i);
   if (kind == "warp race") affnet::warp_barrier();
-  if (kind != "race" && kind != "warp race") affnet::barrier();
-  affnet::shared_load<int>(kind == "out of bounds" ? mine + 4 * 64 : kind == "misaligned" ? next + 2 : next);
+  affnet::shared_load<int>(kind == "out of bounds" ? mine + 512 : kind == "misaligned" ? next + 2 : next);
   if (kind == "read, then write") affnet::shared_store(mine, 1);
 }
 
@@ -123,7 +125,7 @@ void store_brain(const float* from, const Brain* x, Brain* y, int64_t count, int
 
 const char* run_broken(const char* kind) {
   Report report;
-  affnet::emulator::launch(2, 64, 256, report, [&] { broken(kind); });
+  affnet::emulator::launch(2, 64, 512, report, [&] { broken(kind); });
   return words(report);
 }
 const char* run_warp_sums(int* sums) {

@@ -55,9 +55,9 @@ TYPES = {
 }
 
 
-def build(source: Path, target: Path) -> ctypes.CDLL:
+def build(source: Path, target: Path, level: str = "-O0") -> ctypes.CDLL:
     """The kernels under `source`, as a library of host code."""
-    command = ["g++", "-O2", "-std=c++20", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
+    command = ["g++", level, "-std=c++20", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
     done = subprocess.run(
         [*command, f"-I{source}", str(ROOT / "tests" / "emulated_kernels.cpp"), "-o", str(target)],
         capture_output=True,
@@ -73,7 +73,7 @@ def build(source: Path, target: Path) -> ctypes.CDLL:
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return build(ROOT / "csrc", tmp_path_factory.mktemp("emulated") / "kernels.so")
+    return build(ROOT / "csrc", tmp_path_factory.mktemp("emulated") / "kernels.so", "-O2")
 
 
 def pointer(array: np.ndarray | None) -> ctypes.c_void_p:
@@ -254,9 +254,10 @@ def test_planes(kernels: ctypes.CDLL) -> None:
         kernels.load_brain(pointer(bits), pointer(wide), ctypes.c_int64(1000), stride)
         assert np.array_equal(wide[::stride], x.float().numpy())
         assert not wide[stride - 1 :: stride].any() or stride == 1
+        wide /= 3
         y = np.zeros(1000, np.int16)
-        kernels.store_brain(pointer(wide / 3), pointer(bits), pointer(y), ctypes.c_int64(1000), stride)
-        expected = (torch.from_numpy(wide[::stride] / 3) + x.float()).to(torch.bfloat16)
+        kernels.store_brain(pointer(wide), pointer(bits), pointer(y), ctypes.c_int64(1000), stride)
+        expected = (torch.from_numpy(wide[::stride].copy()) + x.float()).to(torch.bfloat16)
         assert torch.equal(torch.from_numpy(y).view(torch.bfloat16), expected)
 
 
@@ -275,7 +276,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {  # what, text, replaced by
     "stride of a row": ("(row * kStride + lane", "(row * (kStride - 2) + lane", "spectral_map.cuh"),
     "symmetry of the special columns": ("if (special) value[1].im", "if (false) value[1].im", "spectral_map.cuh"),
     "weight of the special columns": ("place.special ? 0 : 1, a.W", "1, a.W", "spectral_map_vjp.cuh"),
-    "a channel too far": ("if (o < w.outputs)", "if (o <= w.outputs)", "spectral_map.cuh"),
+    "a channel too many": ("if (channel >= a.Dh) break", "if (channel > a.Dh) break", "spectral_map.cuh"),
     "one thread short": ("return {tile, threads,", "return {tile, threads - 32,", "spectral_map.cuh"),
 }
 
@@ -293,6 +294,8 @@ def test_a_mutation_is_caught(tmp_path: Path, what: str) -> None:
     case = make_case(SHAPES["odd both"])
     with pytest.raises(AssertionError):
         assert_right(emulate(library, case), case)
+        alone = emulate(library, case, Options(input_grad=False))
+        assert_right(alone._replace(gradients=(case.gradients[0].numpy(), *alone.gradients[1:])), case)
 
 
 def test_an_even_stride_costs_bank_conflicts(tmp_path: Path) -> None:
@@ -300,13 +303,15 @@ def test_an_even_stride_costs_bank_conflicts(tmp_path: Path) -> None:
     source = tmp_path / "csrc"
     shutil.copytree(ROOT / "csrc", source)
     path = source / "cuda" / "spectral_map.cuh"
-    path.write_text(path.read_text().replace("kTile + 1;", "kTile + 2;").replace("(tile + 1))", "(tile + 2))"))
+    text = path.read_text()
+    assert text.count("kTile + 1;") == text.count("(tile + 1))") == 1
+    path.write_text(text.replace("kTile + 1;", "kTile + 16;").replace("(tile + 1))", "(tile + 16))"))
     library = build(source, tmp_path / "kernels.so")
-    case = make_case(SHAPES["odd both"])
+    case = make_case(SHAPES["shipped, D=13"]._replace(height=4, width=4))
     answer = emulate(library, case, count_banks=True)
     assert_right(answer, case)
     numbers = dict(word.split("=") for word in answer.reports[1].split(";")[0].split())
-    assert int(numbers["wavefronts"]) > 1.1 * int(numbers["ideal"])
+    assert int(numbers["wavefronts"]) > 1.5 * int(numbers["ideal"])
 
 
 @pytest.mark.parametrize(
