@@ -47,7 +47,7 @@ def extension_arguments() -> dict:
     sources.remove(CPU_KERNEL)
     variants = cpu_variants()
     macros: list[tuple[str, str]] = [("AFFNET_X86_VARIANTS", "1")] if len(variants) > 1 else []
-    cxx_flags = ["-O3", "-std=c++20", "-fvisibility=hidden"]
+    cxx_flags = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden"]
     # OpenMP for at::parallel_for, at compile time only: the symbols then come from the library that PyTorch brings.
     flags = {"cxx": [*cxx_flags, "-fopenmp"]}
     if with_cuda:

@@ -1,0 +1,1 @@
+"""How fast the mixer is, against what, measured how."""

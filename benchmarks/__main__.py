@@ -1,0 +1,98 @@
+"""`python -m benchmarks list | run | report`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.cases import ABOUT, BENCH, SUITES
+
+OUT = Path("out/bench")
+
+
+def list_cases(options: argparse.Namespace) -> int:
+    """Print suites, cases and providers."""
+    from benchmarks.providers import PROVIDERS
+
+    for name, cases in SUITES.items():
+        print(f"{name}: {ABOUT[name]}")
+        for case in cases:
+            print(f"  {case.name:<12} B={case.batch} {case.dtype} {case.direction}, {case.threads} thread(s)")
+    print("providers:")
+    for provider in PROVIDERS.values():
+        print(f"  {provider.name:<17} {provider.about}")
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure suites into a CSV file and print the tables; 1 if an answer was wrong."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which counts memory, else reports every start
+    import torch
+
+    from benchmarks import report
+    from benchmarks import run as runner
+    from benchmarks.measure import Meter
+    from benchmarks.results import newest
+    from benchmarks.tables import Rows
+
+    start = time.monotonic()
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(1)
+    meter = Meter(device, seconds=options.seconds, compile_seconds=options.compile_seconds)
+    cases = [case for suite in options.suites or BENCH for case in SUITES[suite]]
+    out: Path = options.out / "results.csv"
+    out.unlink(missing_ok=True)
+    rows = runner.run(cases, out, meter, options.providers, start + options.limit)
+    print(f"\n{report.note(rows)}\n\n{report.summary(Rows(newest(rows)))}\n")
+    wrong = sum(row.status == "FAIL" for row in rows)
+    print(f"{len(rows)} rows, {wrong or 'none'} wrong, in {time.monotonic() - start:.0f} s: {out}")
+    return int(wrong > 0)
+
+
+def write_report(options: argparse.Namespace) -> int:
+    """Write report.md and pictures from CSV files; measures nothing."""
+    from benchmarks import report
+
+    folder = options.to or (options.sources[0] if options.sources[0].is_dir() else options.sources[0].parent)
+    for path in report.write(options.sources, folder):
+        print(path)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    commands = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures the mixer.")
+    sub = commands.add_subparsers(required=True, metavar="command")
+
+    sub.add_parser("list", help=list_cases.__doc__).set_defaults(command=list_cases)
+
+    one = sub.add_parser("run", help=run.__doc__)
+    one.set_defaults(command=run)
+    one.add_argument("suites", nargs="*", choices=[*SUITES, []], help=f"default: {' '.join(BENCH)}")
+    one.add_argument("--out", type=Path, default=OUT, help="folder for results.csv")
+    one.add_argument("--providers", nargs="+", help="default: those of the suite")
+    one.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    one.add_argument("--seconds", type=float, default=0.4, help="of timing for a provider on a case")
+    one.add_argument("--compile-seconds", type=float, default=60, help="for all compilations together")
+    one.add_argument("--limit", type=float, default=float("inf"), help="seconds after which no case is begun")
+
+    two = sub.add_parser("report", help=write_report.__doc__)
+    two.set_defaults(command=write_report)
+    two.add_argument("sources", nargs="*", type=Path, default=[OUT], help="CSV files or folders of them")
+    two.add_argument("--to", type=Path, help="folder to write to; default: the first source's")
+    return commands
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

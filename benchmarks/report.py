@@ -1,0 +1,89 @@
+"""Turns CSV files into a Markdown report and pictures; it measures nothing and needs no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import tables
+from benchmarks.plots import draw
+from benchmarks.results import Result, newest, read
+from benchmarks.tables import Rows
+
+
+
+def compared(rows: Rows) -> list[str]:
+    """The suites that compare providers case by case."""
+    return [suite for suite in dict.fromkeys(row.suite for row in rows.all) if suite not in ("machine", "sweep", "threads")]
+
+
+def summary(rows: Rows) -> str:
+    """The tables a terminal shows after a run."""
+    parts = [
+        tables.fused_table(rows, compared(rows)),
+        tables.mixers_table(rows, ("sweep",), lambda row: row.p50_us, tables.microseconds),
+        tables.growth_table(rows),
+        "\n".join(tables.headlines(rows)),
+        "\n".join(tables.failures(rows.all)),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def csv_files(sources: Sequence[Path]) -> list[Path]:
+    """The CSV files among, and directly in, some paths.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = [file for path in sources for file in (sorted(path.glob("*.csv")) if path.is_dir() else [path])]
+    if not found or not all(file.is_file() for file in found):
+        named = ", ".join(map(str, sources))
+        raise FileNotFoundError(f"report: expected CSV files of results, got none in {named}; python -m benchmarks run")
+    return found
+
+
+def write(
+    sources: Sequence[Path],
+    folder: Path,
+) -> list[Path]:
+    """report.md and pictures in `folder`, from CSV files or folders of them; the paths that were written."""
+    rows = Rows(newest(read(csv_files(sources))))
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = draw(rows, folder, note(rows.all))
+    path = folder / "report.md"
+    path.write_text(text(rows, [picture.name for picture in pictures]))
+    return [path, *pictures]
+
+
+def text(rows: Rows, pictures: Sequence[str]) -> str:
+    """The report in Markdown."""
+    parts = ["# How fast the mixer is", note(rows.all)]
+    parts += ["\n".join(f"- {line}" for line in tables.headlines(rows))]
+    sections = (
+        ("Fused against eager", tables.fused_table(rows, compared(rows))),
+        ("Growth with the number of tokens", tables.growth_table(rows)),
+        ("Time of a call, µs", tables.mixers_table(rows, (*compared(rows), "sweep"), lambda row: row.p50_us, tables.microseconds)),
+        (
+            "Peak extra memory of a call, MiB",
+            tables.mixers_table(rows, (*compared(rows), "sweep"), lambda row: row.peak_bytes / 2**20, lambda mib: f"{mib:.1f}"),
+        ),
+        ("Wrong, and therefore not timed", "\n".join(f"- {line}" for line in tables.failures(rows.all))),
+        ("Not measured", "\n".join(f"- {line}" for line in tables.skips(rows.all))),
+    )
+    for title, body in sections:
+        if body:
+            parts += [f"## {title}", body]
+            parts += [tables.SWEEP_NOTE] if title.startswith("Growth") else []
+    parts += [f"![{name}]({name})" for name in pictures]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def note(rows: Sequence[Result]) -> str:
+    """Where, with what and on what the rows were measured."""
+    runs = dict.fromkeys((r.device, r.torch, r.triton, r.package, r.commit) for r in rows)
+    inputs = sorted({row.input for row in rows if row.suite != "machine"} - {""})
+    said = (
+        f"{device}; torch {torch}, triton {triton}, affnet_kernels {package} at {commit}"
+        for device, torch, triton, package, commit in runs
+    )
+    return "; ".join(said) + f"; input: {' and '.join(inputs)}"

@@ -1,0 +1,171 @@
+"""How a time is taken; the same protocol for everybody, `clone` included.
+
+On a CPU, `paired`: single calls, one of the provider and one of the baseline, alternating, after two of each. A hot loop
+over one provider flatters by 1.2x, for its data stay in the cache. Ratios are taken pair by pair.
+
+On a CUDA device, `graph`: calls on different inputs are captured into one CUDA graph, the level-2 cache is evicted by
+reading a buffer of twice its size, and the graph's replay is timed by events: no input and no output is in the cache,
+and no launch gap is counted. `events` takes the place of `graph` where a provider cannot be captured. The
+launch-inclusive time is a host clock's around one call and a synchronisation.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+Run = Callable[[], object]
+
+
+class Quantiles(NamedTuple):
+    p20: float
+    p50: float
+    p80: float
+
+
+NONE = Quantiles(math.nan, math.nan, math.nan)
+
+
+def quantiles(samples: Sequence[float]) -> Quantiles:
+    """The 20th, 50th and 80th percentile, interpolated."""
+    if not samples:
+        return NONE
+    ordered = sorted(samples)
+
+    def at(fraction: float) -> float:
+        place = fraction * (len(ordered) - 1)
+        low = math.floor(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+    return Quantiles(at(0.2), at(0.5), at(0.8))
+
+
+class Paired(NamedTuple):
+    ours: list[float]  # microseconds
+    baseline: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        return [b / a for a, b in zip(self.ours, self.baseline, strict=True)]
+
+
+def paired(
+    ours: Run,
+    baseline: Run,
+    seconds: float,  # to spend; at least three pairs are taken
+    threads: tuple[int, int] = (1, 1),  # of ours and of the baseline
+    most: int = 201,
+) -> Paired:
+    """Single calls, alternating."""
+    before = torch.get_num_threads()
+    samples = Paired([], [])
+    end = time.perf_counter() + seconds
+    try:
+        for turn in range(most + 2):
+            if turn >= 5 and time.perf_counter() > end:
+                break
+            for run, count, into in zip((ours, baseline), threads, samples, strict=True):
+                if torch.get_num_threads() != count:
+                    torch.set_num_threads(count)
+                start = time.perf_counter_ns()
+                run()
+                took = time.perf_counter_ns() - start
+                if turn >= 2:
+                    into.append(took / 1e3)
+    finally:
+        torch.set_num_threads(before)
+    return samples
+
+
+def input_sets(
+    call_bytes: int,  # that one call reads and writes
+) -> int:
+    """How many different inputs a timed graph takes: enough to fill the cache, and to make the events' cost small."""
+    return min(max(4, math.ceil(1.5 * cache_bytes() / max(call_bytes, 1))), 24)
+
+
+def cache_bytes() -> int:
+    """Bytes of the current CUDA device's level-2 cache."""
+    return int(torch.cuda.get_device_properties().L2_cache_size)
+
+
+class ColdCache:
+    """Evicts the level-2 cache by reading; writing would leave its lines to be written back during the next call."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.ones(2 * cache_bytes() // 4, device="cuda")
+        self._sum = torch.empty((), device="cuda")
+
+    def evict(self) -> None:
+        torch.sum(self._buffer, dim=0, out=self._sum)
+
+
+def capture(
+    runs: Sequence[Run],
+) -> tuple[torch.cuda.CUDAGraph, list[object]]:
+    """A CUDA graph of the calls in a row, and their results, which keep its memory."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            runs[0]()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = [run() for run in runs]
+    return graph, results
+
+
+def device_times(
+    runs: Sequence[Run],  # the provider on different inputs
+    cold: ColdCache,
+    seconds: float,
+) -> tuple[str, list[float]]:
+    """The protocol that was possible, and samples of the device's microseconds per call."""
+    try:
+        graph, _results = capture(runs)
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return "events", _event_times(lambda: [run() for run in runs], len(runs), cold, seconds)
+    return "graph", _event_times(graph.replay, len(runs), cold, seconds)
+
+
+def _event_times(
+    run: Run,
+    calls: int,
+    cold: ColdCache,
+    seconds: float,
+) -> list[float]:
+    samples: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(samples) < 7 or (time.perf_counter() < end and len(samples) < 200):
+        cold.evict()
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        samples.append(1e3 * start.elapsed_time(stop) / calls)
+    return samples[2:]
+
+
+def call_times(
+    run: Run,
+    seconds: float,
+) -> list[float]:
+    """Microseconds from Python's call until the CUDA device has finished, launches included."""
+    samples: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(samples) < 9 or (time.perf_counter() < end and len(samples) < 100):
+        torch.cuda.synchronize()
+        start = time.perf_counter_ns()
+        run()
+        torch.cuda.synchronize()
+        samples.append((time.perf_counter_ns() - start) / 1e3)
+    return samples[2:]
