@@ -95,10 +95,9 @@ def test_layout(backend: str, layout: str) -> None:
     case = make_case(TYPICAL)
     skip_unsupported(backend, case.tensors)
     device = device_of(backend)
-    tensors = [t.to(device) for t in case.tensors]
-    tensors[0] = LAYOUTS[layout](tensors[0])
+    x, *parameters = (t.to(device) for t in case.tensors)
+    tensors = [LAYOUTS[layout](x).detach().requires_grad_(), *(leaf(parameter) for parameter in parameters)]
     dy = LAYOUTS[layout](case.dy.to(device))
-    tensors = [t.requires_grad_() for t in tensors]
     gradients = torch.autograd.grad(fused_aff_mixer(*tensors, backend=backend), tensors, dy)
     assert_gradients(gradients, case)
 
