@@ -196,10 +196,11 @@ def test_reads_nothing_around_its_inputs(shape: Shape, dtype: torch.dtype) -> No
 
 def _peak_bytes(function: object, *tensors: Tensor) -> int:
     """Most memory that a forward and backward holds at once beyond what was there before."""
+    dy = torch.ones_like(tensors[0])
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         y = function(*tensors)  # type: ignore[operator]
-        torch.autograd.grad(y, tensors, torch.ones_like(y))
+        torch.autograd.grad(y, tensors, dy)
         del y
     held = peak = 0
     for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
