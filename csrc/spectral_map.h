@@ -42,7 +42,7 @@ AFFNET_HD T activate(T v) {
 template <Activation kActivation, typename T>
 AFFNET_HD T activate_vjp(T d, T v) {
   if constexpr (kActivation == Activation::kRelu) {
-    return select(v <= T(0), T(0), d);
+    return d * select(v <= T(0), T(0), T(1));
   } else if constexpr (kActivation == Activation::kSilu) {
     const T s = T(1) / (T(1) + exp_(-v));
     return d * (s * (T(1) + v * (T(1) - s)));
@@ -61,11 +61,11 @@ AFFNET_HD T soft_shrink(T v, T lambda) {
   return v - select(v > lambda, lambda, select(v < -lambda, -lambda, v));
 }
 
-// d where soft_shrink lets v through.
+// d where soft_shrink lets v through, which includes a NaN.
 template <typename T>
 AFFNET_HD T soft_shrink_vjp(T d, T v, T lambda) {
-  const T inside = select(v > lambda, T(1), select(v < -lambda, T(1), T(0)));
-  return d * inside;
+  const T passes = select(v <= lambda, select(-v <= lambda, T(0), T(1)), T(1));
+  return d * passes;
 }
 
 }  // namespace affnet

@@ -50,35 +50,44 @@ void forward(const Call<T>& call, int64_t begin, int64_t end, char* memory) {
 }
 
 template <typename T>
-void backward(const Call<T>& call, int k, int64_t begin, int64_t end, T* partial, char* memory) {
+void scale_all(const Call<T>& call, const ParameterGrads<T>& sums, T w1_scale, T scale) {
+  const auto multiply = [](T* const(&parts)[2], int64_t count, T factor) {
+    for (T* part : parts) {
+      // Not a product: the memory is not initialised when it is cleared.
+      for (int64_t i = 0; i < count; ++i) part[i] = factor == 0 ? T(0) : part[i] * factor;
+    }
+  };
+  const int64_t weight = int64_t{call.size} * call.hidden;
+  multiply(sums.w1, weight, w1_scale);
+  multiply(sums.b1, call.hidden, scale);
+  multiply(sums.w2, weight, scale);
+  multiply(sums.b2, call.size, scale);
+}
+
+template <typename T>
+void backward(const Call<T>& call, int k, int64_t begin, int64_t end, const ParameterGrads<T>& sums, char* memory) {
   const Scratch<T> scratch(call, true, memory);
   const T s = transform_scale(call), scale = s * s / 2;
   const Block<T> block(call, k, scratch, s / 2);
-  const int64_t size = call.parameter_grads ? call.partial_size() : 0;
-  const auto clear = [&] {
-    for (int64_t j = 0; j < size; ++j) partial[j] = 0;
-  };
-  clear();
+  if (call.parameter_grads) scale_all(call, sums, T(0), T(0));
   bool finite = true;
   for (int64_t i = begin; i < end && (finite || call.images_log2 == 0); ++i) {
-    const bool last_of_block = i + 1 == end;
     // What follows in the next block is another call's work, but most often this thread's.
-    const Tile next = !last_of_block        ? tile_at(call, k, i + 1)
+    const Tile next = i + 1 < end           ? tile_at(call, k, i + 1)
                       : k + 1 < call.blocks ? tile_at(call, k + 1, begin)
                                             : kNoTile;
-    finite = backward_tile(call, block, tile_at(call, k, i), next, scale, partial, scratch);
+    finite = backward_tile(call, block, tile_at(call, k, i), next, scale, sums, scratch);
   }
   if (!finite && call.images_log2 > 0) {  // as in forward
-    clear();
+    if (call.parameter_grads) scale_all(call, sums, T(0), T(0));
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tile_at(call, k, i);
       for (int64_t image = 0; image < int64_t{1} << tile.images_log2; ++image) {
-        backward_tile(call, block, Tile{k, tile.first + image, 0}, kNoTile, scale, partial, scratch);
+        backward_tile(call, block, Tile{k, tile.first + image, 0}, kNoTile, scale, sums, scratch);
       }
     }
   }
-  const int64_t weight_1 = int64_t{2} * call.size * call.hidden;
-  for (int64_t j = 0; j < size; ++j) partial[j] *= j < weight_1 ? scale * s / 2 : scale;
+  if (call.parameter_grads) scale_all(call, sums, scale * s / 2, scale);
 }
 
 template <typename T>

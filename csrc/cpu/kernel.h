@@ -80,7 +80,12 @@ struct Call {
   int64_t full_groups() const { return batch >> images_log2; }
   // Images are grouped by 1 << images_log2; what is left, by falling powers of two.
   int64_t groups() const { return full_groups() + __builtin_popcountll(batch & ((int64_t{1} << images_log2) - 1)); }
-  int64_t partial_size() const { return int64_t{4} * size * hidden + 2 * hidden + 2 * size; }
+};
+
+// Where the gradients of one block's parameters go: [D, Dh], [Dh], [Dh, D], [D], real and imaginary parts apart.
+template <typename T>
+struct ParameterGrads {
+  T *w1[2], *b1[2], *w2[2], *b2[2];
 };
 
 struct Group {
@@ -109,8 +114,8 @@ struct Kernel {
   size_t (*scratch_bytes)(const Call<T>&, bool backward);
   // Tiles begin .. end of [K, groups].
   void (*forward)(const Call<T>&, int64_t begin, int64_t end, char* scratch);
-  // Groups begin .. end of a block; the parameters' gradients go to partial = dw1, db1, dw2, db2 of that block.
-  void (*backward)(const Call<T>&, int block, int64_t begin, int64_t end, T* partial, char* scratch);
+  // Groups begin .. end of a block; the sums over them of its parameters' gradients are stored if asked for.
+  void (*backward)(const Call<T>&, int block, int64_t begin, int64_t end, const ParameterGrads<T>&, char* scratch);
 };
 
 struct Kernels {

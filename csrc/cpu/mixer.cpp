@@ -10,6 +10,8 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <type_traits>
+#include <vector>
 
 #include "capability.h"
 #include "checks.h"
@@ -117,8 +119,26 @@ at::Tensor run_forward(const Sizes& n, Prepared<T>& prepared) {
 }
 
 // The gradients of a block's parameters are summed over a fixed number of runs of images, each on its own, and those in
-// order: the sums do not depend on the number of threads.
-constexpr int64_t kMostRuns = 16;
+// order: the sums do not depend on the number of threads. So many runs that this many tasks are there.
+constexpr int64_t kTasks = 16;
+
+// The parameters' gradients, each [2, K, ...]; the sums of one run of images.
+struct Sums {
+  std::array<at::Tensor, 4> tensors;
+
+  template <typename T>
+  explicit Sums(const Prepared<T>& prepared)
+      : tensors{at::empty_like(prepared.w1), at::empty_like(prepared.b1), at::empty_like(prepared.w2),
+                at::empty_like(prepared.b2)} {}
+
+  template <typename T>
+  ParameterGrads<T> of_block(int64_t k, int64_t blocks) const {
+    const auto part = [&](size_t i, int64_t re_or_im) {
+      return tensors[i].data_ptr<T>() + (re_or_im * blocks + k) * (tensors[i].numel() / (2 * blocks));
+    };
+    return {{part(0, 0), part(0, 1)}, {part(1, 0), part(1, 1)}, {part(2, 0), part(2, 1)}, {part(3, 0), part(3, 1)}};
+  }
+};
 
 template <typename T>
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> run_backward(const Sizes& n,
@@ -128,47 +148,32 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> run_backw
   call.dy = dy.const_data_ptr();
   at::Tensor dx = call.input_grad ? at::empty_like(prepared.x) : at::empty({0}, prepared.x.options());
   call.out = call.input_grad ? dx.data_ptr() : nullptr;
-  const int64_t groups = call.groups(), runs = std::min(groups, kMostRuns);
-  const int64_t partial_size = call.partial_size();
-  const at::Tensor partials = at::empty({call.parameter_grads ? n.K * runs : 0, partial_size}, prepared.w1.options());
-  T* const partial = partials.data_ptr<T>();
+  const int64_t groups = call.groups(), runs = std::min(groups, std::max<int64_t>(1, kTasks / n.K));
+  std::vector<Sums> sums;
+  for (int64_t run = 0; call.parameter_grads && run < runs; ++run) sums.emplace_back(prepared);
   const size_t bytes = kernel<T>().scratch_bytes(call, true);
   const int64_t task_elements = prepared.x.numel() / (n.K * runs);
   at::parallel_for(0, n.K * runs, std::max<int64_t>(1, kGrainElements / 2 / std::max<int64_t>(1, task_elements)),
                    [&](int64_t begin, int64_t end) {
                      for (int64_t task = begin; task < end; ++task) {
-                       const int64_t run = task % runs;
-                       kernel<T>().backward(call, static_cast<int>(task / runs), run * groups / runs,
-                                            (run + 1) * groups / runs, partial + task * partial_size,
-                                            thread_scratch(bytes));
+                       const int64_t k = task / runs, run = task % runs;
+                       const auto to = sums.empty() ? ParameterGrads<T>{} : sums[run].template of_block<T>(k, n.K);
+                       kernel<T>().backward(call, static_cast<int>(k), run * groups / runs, (run + 1) * groups / runs,
+                                            to, thread_scratch(bytes));
                      }
                    });
-
-  std::array<at::Tensor, 4> gradients;
-  const std::array<const at::Tensor*, 4> parameters{&prepared.w1, &prepared.b1, &prepared.w2, &prepared.b2};
-  int64_t offset = 0;
-  for (size_t p = 0; p < 4; ++p) {
-    if (!call.parameter_grads) {
-      gradients[p] = at::empty({0}, prepared.w1.options());
-      continue;
-    }
-    gradients[p] = at::empty_like(*parameters[p]);
-    T* const gradient = gradients[p].template data_ptr<T>();
-    const int64_t count = gradients[p].numel() / n.K / 2;  // of one block, real or imaginary
-    for (int64_t part = 0; part < 2; ++part) {
-      for (int64_t k = 0; k < n.K; ++k) {
-        T* const to = gradient + (part * n.K + k) * count;
-        const T* from = partial + k * runs * partial_size + offset;
-        std::copy_n(from, count, to);
-        for (int64_t run = 1; run < runs; ++run) {
-          from += partial_size;
-          for (int64_t i = 0; i < count; ++i) to[i] += from[i];
-        }
-      }
-      offset += count;
+  if (sums.empty()) {
+    const at::Tensor none = at::empty({0}, prepared.w1.options());
+    return {dx, none, none.clone(), none.clone(), none.clone()};
+  }
+  for (size_t i = 0; i < 4; ++i) {
+    T* const to = sums[0].tensors[i].template data_ptr<T>();
+    for (int64_t run = 1; run < runs; ++run) {
+      const T* const from = sums[run].tensors[i].template const_data_ptr<T>();
+      for (int64_t j = 0; j < sums[0].tensors[i].numel(); ++j) to[j] += from[j];
     }
   }
-  return {dx, gradients[0], gradients[1], gradients[2], gradients[3]};
+  return {dx, sums[0].tensors[0], sums[0].tensors[1], sums[0].tensors[2], sums[0].tensors[3]};
 }
 
 at::Tensor forward(const at::Tensor& x,   // [B, C, H, W]

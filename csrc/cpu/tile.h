@@ -281,10 +281,10 @@ bool forward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, 
   return all_finite(finite);
 }
 
-// Whether the tile's part of dx is finite. The parameters' gradients are added to `partial`, unscaled.
+// Whether the tile's part of dx is finite. The parameters' gradients are added to `sums`, unscaled.
 template <typename T>
-bool backward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, const Tile& next, T scale, T* partial,
-                   const Scratch<T>& scratch) {
+bool backward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, const Tile& next, T scale,
+                   const ParameterGrads<T>& sums, const Scratch<T>& scratch) {
   const auto [k, first, images_log2] = tile;
   constexpr int kLanes = Vec<T>::kLanes;
   const Geometry<T>& g = *call.geometry[images_log2];
@@ -293,11 +293,6 @@ bool backward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile,
     to_spectrum(g, planes_of(call, call.x, first, k, c), scratch.X + c * channel, false, scratch.transform);
     to_spectrum(g, planes_of(call, call.dy, first, k, c), scratch.G + c * channel, true, scratch.transform);
   }
-  const ptrdiff_t weight = static_cast<ptrdiff_t>(call.size) * call.hidden;
-  T* const dw1 = partial;
-  T* const db1 = dw1 + 2 * weight;
-  T* const dw2 = db1 + 2 * call.hidden;
-  T* const db2 = dw2 + 2 * weight;
   Prefetcher prefetcher;
   if (call.input_grad) prefetch<T>(call, tile, call.out, prefetcher);
   prefetch<T>(call, next, call.x, prefetcher);
@@ -317,10 +312,10 @@ bool backward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile,
     const Channels<const T> O1 = read(interleaved(scratch.O1, scratch.block));
     const Channels<const T> dP1 = read(interleaved(scratch.dP1, scratch.block));
     const Channels<const T> dP2 = read(interleaved(scratch.dP2, scratch.block));
-    add_weight_grad(X, dP1, vectors, call.size, call.hidden, dw1, dw1 + weight);
-    add_bias_grad(dP1, vectors, call.hidden, db1, db1 + call.hidden);
-    add_weight_grad(O1, dP2, vectors, call.hidden, call.size, dw2, dw2 + weight);
-    add_bias_grad(dP2, vectors, call.size, db2, db2 + call.size);
+    add_weight_grad(X, dP1, vectors, call.size, call.hidden, sums.w1[0], sums.w1[1]);
+    add_bias_grad(dP1, vectors, call.hidden, sums.b1[0], sums.b1[1]);
+    add_weight_grad(O1, dP2, vectors, call.hidden, call.size, sums.w2[0], sums.w2[1]);
+    add_bias_grad(dP2, vectors, call.size, sums.b2[0], sums.b2[1]);
   }
   if (!call.input_grad) return true;
   Vec<T> finite(T(0));

@@ -1,0 +1,222 @@
+"""What only the C++ CPU kernel has: its variants, threads and blocks of memory, and sizes far beyond a network's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from affnet_kernels import fused_aff_mixer
+from affnet_kernels.backends import reference
+from affnet_kernels.backends.native import CPU
+from tests.helpers import (
+    FORWARD_BOUND,
+    GRADIENT_BOUND,
+    THRESHOLD,
+    Shape,
+    assert_forward,
+    assert_gradients,
+    call,
+    make_case,
+    make_inputs,
+    relative_error,
+    stored_case,
+    stored_case_names,
+)
+
+pytestmark = pytest.mark.skipif(bool(CPU.unsupported(None)), reason="the extension is not built")
+
+ROOT = Path(__file__).parent.parent
+VARIANTS = {"default": "baseline", "avx2": "avx2", "avx512": "avx512"}  # ATEN_CPU_CAPABILITY: the kernel's variant
+SUPPORTED = {"DEFAULT": 1, "NO AVX": 1, "AVX2": 2, "AVX512": 3}
+
+EVERY_STORED_CASE = """
+import torch
+from affnet_kernels import _C
+from tests.helpers import assert_forward, assert_gradients, call, stored_case, stored_case_names
+for name in stored_case_names():
+    for dtype in (torch.float32, torch.float64):
+        case = stored_case(name)
+        y, gradients = call(case, "cpu", dtype=dtype, gradients=True)
+        assert_forward(y, case)
+        assert_gradients(gradients, case)
+print(_C.cpu_capability())
+"""
+
+
+@pytest.mark.parametrize("capability", VARIANTS)
+def test_each_variant(capability: str) -> None:
+    """Stored cases on every instruction set that this machine has."""
+    here = SUPPORTED.get(torch.backends.cpu.get_cpu_capability(), 0)
+    if list(VARIANTS).index(capability) >= here:
+        pytest.skip(f"this machine has no {capability}, or ATEN_CPU_CAPABILITY forbids it")
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, "-c", EVERY_STORED_CASE], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == [VARIANTS[capability]]
+
+
+def _outputs(tensors: tuple[Tensor, ...], dy: Tensor, activation: str = "relu") -> tuple[Tensor, ...]:
+    y = CPU.forward(*tensors, THRESHOLD, activation)
+    return y, *CPU.backward(dy, *tensors, THRESHOLD, activation, True, True)
+
+
+@pytest.mark.parametrize("shape", [Shape(8, 64, 32, 32, 8), Shape(7, 104, 7, 7, 8), Shape(33, 12, 5, 6, 1)])
+def test_same_bits_for_every_number_of_threads(shape: Shape) -> None:
+    tensors = make_inputs(shape)
+    dy = torch.randn_like(tensors[0])
+    before = torch.get_num_threads()
+    try:
+        answers = []
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            answers.append(_outputs(tensors, dy))
+    finally:
+        torch.set_num_threads(before)
+    for answer in answers[1:]:
+        assert all(map(torch.equal, answer, answers[0]))
+
+
+def test_python_threads_do_not_share_memory() -> None:
+    """Calls of different sizes at once, several a thread: scratch memory is kept by each thread and grows."""
+    cases = [stored_case(name) for name in stored_case_names()]
+    with ThreadPoolExecutor(4) as pool:
+        for case, (y, gradients) in zip(
+            cases * 8,
+            pool.map(lambda case: call(case, "cpu", dtype=torch.float32, gradients=True), cases * 8),
+            strict=True,
+        ):
+            assert_forward(y, case)
+            assert_gradients(gradients, case)
+
+
+LARGE = {
+    "tile larger than the first cache": Shape(1, 32, 64, 64, 2),
+    "spectrum in several blocks backward": Shape(1, 16, 128, 128, 2),
+    "larger than the second cache": Shape(1, 16, 256, 256, 1),
+    "one long row": Shape(1, 3, 1, 4096, 1),
+    "one long column": Shape(1, 2, 4096, 1, 1),
+    "primes above the direct sum's": Shape(1, 4, 97, 101, 2),
+    "prime with a convolution of 2048": Shape(2, 2, 3, 1009, 1),
+    "prime times small factors": Shape(1, 2, 6 * 67, 2 * 31, 1),
+    "more images than a tile, not a multiple": Shape(13, 8, 8, 8, 2),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_sizes(name: str, dtype: torch.dtype) -> None:
+    """The smooth activation: among so many pre-activations some are always on a kink of ReLU. No shrinkage either."""
+    tensors = make_inputs(LARGE[name], dtype)
+    dy = torch.randn_like(tensors[0])
+    wide = [tensor.double() for tensor in tensors]
+    expected_y = reference.forward(*wide, 0.0, "silu")
+    expected = reference.backward(dy.double(), *wide, 0.0, "silu", True, True)
+    y = CPU.forward(*tensors, 0.0, "silu")
+    gradients = CPU.backward(dy, *tensors, 0.0, "silu", True, True)
+    assert relative_error(y.double() - wide[0], expected_y - wide[0]) <= FORWARD_BOUND[dtype]
+    for gradient, answer in zip(gradients, expected, strict=True):
+        assert relative_error(gradient, answer) <= GRADIENT_BOUND[dtype]
+
+
+@pytest.mark.parametrize("size", [*range(1, 49), 53, 56, 59, 61, 64, 67])
+def test_every_length(size: int) -> None:
+    """Rectangles: a length along the height and along the width, packed for one image and for several."""
+    for shape in (Shape(1, 4, size, 6, 2), Shape(1, 4, 5, size, 2), Shape(7, 2, size, size, 1)):
+        case = make_case(shape, activation="silu")
+        assert_forward(call(case, "cpu")[0], case)
+
+
+@pytest.mark.parametrize("input_grad", [True, False])
+@pytest.mark.parametrize("parameter_grads", [True, False])
+def test_gradients_left_out(input_grad: bool, parameter_grads: bool) -> None:
+    case = stored_case("et_stage4_16x16")
+    every = CPU.backward(case.dy, *case.tensors, case.sparsity_threshold, case.activation, True, True)
+    some = CPU.backward(case.dy, *case.tensors, case.sparsity_threshold, case.activation, input_grad, parameter_grads)
+    for asked, gradient, full in zip((input_grad, *4 * (parameter_grads,)), some, every, strict=True):
+        if asked:
+            assert torch.equal(gradient, full)
+        else:
+            assert gradient.shape == (0,)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("size", [7, 8, 16])
+def test_images_of_a_tile_do_not_spoil_each_other(size: int, bad: float) -> None:
+    """Several small images share vectors; the others must come out as if the bad one were not there."""
+    tensors = list(make_inputs(Shape(8, 16, size, size, 2)))
+    dy = torch.randn_like(tensors[0])
+    clean = _outputs(tuple(tensors), dy)
+    tensors[0][3, 5, 1, 2] = bad
+    y, dx, *gradients = _outputs(tuple(tensors), dy)
+    for got, expected in ((y, clean[0]), (dx, clean[1])):
+        assert not got[3, :8].isfinite().any()
+        spared = torch.ones(8, 16, dtype=torch.bool)
+        spared[3, :8] = False
+        torch.testing.assert_close(got[spared], expected[spared], rtol=1e-5, atol=1e-5)
+    wide = [tensor.double() for tensor in tensors]
+    truth = reference.backward(dy.double(), *wide, THRESHOLD, "relu", True, True)[1:]
+    for gradient, expected, answer in zip(gradients, clean[2:], truth, strict=True):
+        assert torch.equal(gradient.isfinite(), answer.isfinite())
+        assert not gradient[:, 0].isfinite().all()
+        torch.testing.assert_close(gradient[:, 1], expected[:, 1], rtol=1e-4, atol=1e-4)
+
+
+def _guarded(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """A copy of `tensor` between bands of NaN, and the memory of all three."""
+    band = 256
+    memory = torch.full((tensor.numel() + 2 * band,), float("nan"), dtype=tensor.dtype)
+    inner = memory[band : band + tensor.numel()].view(tensor.shape)
+    return inner.copy_(tensor), memory
+
+
+@pytest.mark.parametrize("shape", [Shape(3, 6, 7, 7, 2), Shape(5, 4, 14, 14, 1), Shape(1, 6, 9, 33, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_reads_nothing_around_its_inputs(shape: Shape, dtype: torch.dtype) -> None:
+    """NaN around every input reaches no output, and is not written to."""
+    tensors = make_inputs(shape, dtype)
+    dy = torch.randn_like(tensors[0])
+    guarded = [_guarded(tensor) for tensor in (dy, *tensors)]
+    inputs = [inner for inner, _ in guarded]
+    got = _outputs(tuple(inputs[1:]), inputs[0])
+    assert all(map(torch.equal, got, _outputs(tensors, dy)))
+    for (_, memory), tensor in zip(guarded, (dy, *tensors), strict=True):
+        assert memory[:256].isnan().all()
+        assert memory[-256:].isnan().all()
+        assert torch.equal(memory[256:-256].view(tensor.shape), tensor)
+
+
+def _peak_bytes(function: object, *tensors: Tensor) -> int:
+    """Most memory that a forward and backward holds at once beyond what was there before."""
+    dy = torch.ones_like(tensors[0])
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        y = function(*tensors)  # type: ignore[operator]
+        torch.autograd.grad(y, tensors, dy)
+        del y
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def test_memory_of_forward_and_backward() -> None:
+    tensors = tuple(tensor.requires_grad_() for tensor in make_inputs(Shape(8, 128, 32, 32, 8)))
+
+    def fused(*args: Tensor) -> Tensor:
+        return fused_aff_mixer(*args, backend="cpu")
+
+    def eager(*args: Tensor) -> Tensor:
+        return reference.forward(*args, THRESHOLD, "relu")
+
+    assert _peak_bytes(fused, *tensors) <= _peak_bytes(eager, *tensors) / 6
