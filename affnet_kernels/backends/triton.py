@@ -41,21 +41,28 @@ class Row(NamedTuple):
 
 
 FORWARD = (
-    Row(16, 8, 16, 2, 0, 0, 4, 0, 32, 0, "all in registers; two images share the weights, a quarter less instructions"),
-    Row(16, 8, 32, 1, 0, 0, 4, 0, 48, 0, "all in registers; a second image would leave one program a multiprocessor"),
-    Row(16, 32, 32, 1, 8, 64, 4, 3, 48, 0, "staged: in registers it takes 8 warps of over 230 from 16x16 on"),
-    Row(16, 32, 64, 1, 16, 64, 8, 1, 96, 0, "weights of 128 x 128 fill the registers; CUDA C++ would not pad D = 40 to 64"),
-    Row(32, 8, 16, 2, 0, 0, 4, 0, 48, 0, "as with 16 bits"),
-    Row(32, 32, 32, 1, 8, 64, 4, 2, 96, 64, "staged, also at 8x8: high and low parts of the operands double a tile"),
-    Row(32, 32, 64, 1, 16, 32, 8, 1, 128, 400, "as with 16 bits"),
+    Row(16, 8, 8, 2, 0, 0, 4, 0, 32, 0, "all in registers; two images share the weights and fill the products' 16 rows"),
+    Row(16, 8, 16, 1, 0, 0, 4, 0, 32, 0, "all in registers; a second image would spill on compute capability 8"),
+    Row(16, 8, 32, 1, 32, 64, 4, 4, 32, 0, "staged in one piece: four programs a multiprocessor, in registers two"),
+    Row(16, 16, 32, 1, 8, 64, 4, 4, 32, 0, "staged: in registers it takes 8 warps of over 230, one program"),
+    Row(16, 32, 32, 1, 4, 64, 4, 4, 32, 0, "half the piece: 8 channels spill on compute capability 8"),
+    Row(16, 8, 64, 1, 64, 64, 8, 1, 96, 500, "weights of 128 x 128 fill the registers; CUDA C++ need not pad D = 40 to 64"),
+    Row(16, 32, 64, 1, 4, 64, 8, 1, 96, 500, "as above"),
+    Row(32, 8, 8, 2, 0, 0, 4, 0, 32, 0, "as with 16 bits"),
+    Row(32, 8, 16, 1, 0, 0, 4, 0, 48, 0, "as with 16 bits"),
+    Row(32, 8, 32, 1, 32, 64, 4, 3, 48, 64, "as with 16 bits; the spill is compute capability 8's"),
+    Row(32, 16, 32, 1, 8, 64, 4, 2, 48, 128, "as with 16 bits; the spill is compute capability 8's"),
+    Row(32, 32, 32, 1, 4, 64, 4, 2, 48, 64, "as with 16 bits; the spill is compute capability 8's"),
+    Row(32, 8, 64, 1, 16, 32, 8, 1, 96, 128, "operands in two parts: half as many frequencies as with 16 bits"),
+    Row(32, 32, 64, 1, 4, 32, 8, 1, 96, 320, "operands in two parts: half as many frequencies as with 16 bits"),
 )
 BACKWARD = (
-    Row(16, 32, 16, 1, 4, 64, 4, 2, 64, 0, "two spectra and the chain between them: pieces half of the forward's"),
+    Row(16, 32, 16, 1, 4, 64, 4, 2, 48, 0, "two spectra and the chain between them: pieces half of the forward's"),
     Row(16, 32, 32, 1, 8, 32, 8, 1, 64, 0, "fewer frequencies, more warps: eight tiles of the map are live at once"),
-    Row(16, 32, 64, 1, 8, 16, 8, 1, 128, 1000, "as in the forward pass; CUDA C++ is preferred here"),
-    Row(32, 32, 16, 1, 4, 64, 4, 2, 64, 200, "as with 16 bits"),
-    Row(32, 32, 32, 1, 8, 32, 8, 1, 64, 0, "as with 16 bits"),
-    Row(32, 32, 64, 1, 8, 16, 8, 1, 128, 1000, "as with 16 bits"),
+    Row(16, 32, 64, 1, 4, 16, 8, 1, 96, 1000, "as in the forward pass; CUDA C++ is preferred here"),
+    Row(32, 32, 16, 1, 4, 64, 4, 2, 48, 200, "as with 16 bits"),
+    Row(32, 32, 32, 1, 8, 32, 8, 1, 64, 64, "as with 16 bits"),
+    Row(32, 32, 64, 1, 4, 16, 8, 1, 112, 1000, "as with 16 bits"),
 )
 
 
