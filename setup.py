@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent.resolve()
 CPU_KERNEL = ROOT / "csrc" / "cpu" / "kernel.cpp"
+INCLUDE_DIRS = [str(ROOT / "csrc"), str(ROOT / "csrc" / "cpu")]
 DEFAULT_ARCHS = "8.0;8.9;9.0;10.0"
 
 
@@ -24,6 +27,8 @@ def extension_arguments() -> dict:
     """`ext_modules` and `cmdclass` of this machine; empty, with the reason printed, where nothing can be built."""
     if os.environ.get("AFFNET_SKIP_EXTENSION") == "1":
         return without_extension("AFFNET_SKIP_EXTENSION=1 is set")
+    if (home := cuda_home()) is not None:
+        os.environ.setdefault("CUDA_HOME", home)  # before torch looks for it
     try:
         import torch
         from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
@@ -53,7 +58,9 @@ def extension_arguments() -> dict:
     if with_cuda:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
         sources += (ROOT / "csrc" / "cuda").glob("*.cu")
-        macros += [("AFFNET_WITH_CUDA", "1"), ("AFFNET_CUDA_VERSION", f'"{torch.version.cuda}"')]
+        macros.append(("AFFNET_WITH_CUDA", "1"))
+        targets = os.environ["TORCH_CUDA_ARCH_LIST"]
+        flags["cxx"] += [f'-DAFFNET_CUDA_VERSION="{torch.version.cuda}"', f'-DAFFNET_CUDA_TARGETS="{targets}"']
         flags["nvcc"] = ["-O3", "-std=c++20"]
 
     class Build(BuildExtension):
@@ -65,7 +72,7 @@ def extension_arguments() -> dict:
                     [str(CPU_KERNEL.relative_to(ROOT))],
                     output_dir=str(Path(self.build_temp) / name),
                     macros=[("AFFNET_CAPABILITY", name)],
-                    include_dirs=[str(ROOT / "csrc"), str(ROOT / "csrc" / "cpu")],
+                    include_dirs=INCLUDE_DIRS,
                     extra_postargs=[*cxx_flags, "-ffp-contract=fast", *options],
                     depends=extension.depends,
                 )
@@ -74,19 +81,40 @@ def extension_arguments() -> dict:
         def run(self) -> None:
             super().run()
             facts = {"torch": torch.__version__, "python": platform.python_version(), "cuda": torch.version.cuda}
+            facts["cuda_targets"] = os.environ["TORCH_CUDA_ARCH_LIST"] if with_cuda else None
             target = Path(self.get_ext_fullpath("affnet_kernels._C")).parent / "_C.json"
             target.write_text(json.dumps(facts | {"with_cuda": with_cuda}) + "\n")
 
     extension = (CUDAExtension if with_cuda else CppExtension)(
         "affnet_kernels._C",
         sorted(str(source.relative_to(ROOT)) for source in sources),
-        include_dirs=[str(ROOT / "csrc"), str(ROOT / "csrc" / "cpu")],
-        depends=[str(header.relative_to(ROOT)) for header in (ROOT / "csrc").rglob("*.h")],
+        depends=[str(header.relative_to(ROOT)) for header in (ROOT / "csrc").rglob("*.*h")],
         define_macros=macros,
         extra_compile_args=flags,
-        libraries=["cufft"] if with_cuda else [],
+        **(cufft(Path(torch.__file__).parents[1]) if with_cuda else {"include_dirs": INCLUDE_DIRS}),
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}
+
+
+def cuda_home() -> str | None:
+    """Where nvcc's own headers and libraries are: the nvcc on PATH may be a script somewhere else."""
+    if shutil.which("nvcc") is None:
+        return None
+    said = subprocess.run(["nvcc", "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
+    found = re.search(r"^#\$ TOP=(.+)$", said.stderr, re.MULTILINE)
+    return str(Path(found[1]).resolve()) if found else None
+
+
+def cufft(packages: Path) -> dict:
+    """The arguments that find the cuFFT which PyTorch itself loads: a package beside it, or the toolkit's."""
+    for folder in (*(packages / "nvidia").glob("cu[0-9]*"), packages / "nvidia" / "cufft"):
+        for library in (folder / "lib").glob("libcufft.so.*"):
+            beside = f"-Wl,-rpath,$ORIGIN/../{folder.relative_to(packages)}/lib"
+            return {
+                "include_dirs": [*INCLUDE_DIRS, str(folder / "include")],
+                "extra_link_args": [str(library), beside, f"-Wl,-rpath,{library.parent}"],
+            }
+    return {"include_dirs": INCLUDE_DIRS, "libraries": ["cufft"]}
 
 
 def cpu_variants() -> dict[str, list[str]]:

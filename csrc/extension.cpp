@@ -1,9 +1,13 @@
-// Operator schemas, and a module that reports how the extension was built. The implementations register themselves:
-// cpu/mixer.cpp for CPU, cuda/mixer.cu for CUDA.
+// Operator schemas, and a module that calls them and reports how the extension was built. The implementations register
+// themselves: cpu/mixer.cpp for CPU, cuda/mixer.cu for CUDA.
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/extension.h>
 #include <torch/library.h>
 
 #include "cpu/capability.h"
+#ifdef AFFNET_WITH_CUDA
+#include "cuda/controls.h"
+#endif
 
 TORCH_LIBRARY_FRAGMENT(affnet_kernels, m) {
   m.def(
@@ -25,16 +29,75 @@ pybind11::dict build_info() {
   info["compiler"] = __VERSION__;
 #ifdef AFFNET_WITH_CUDA
   info["cuda"] = AFFNET_CUDA_VERSION;
+  info["cuda_targets"] = AFFNET_CUDA_TARGETS;
+  info["cufft"] = affnet::cufft_version();
 #else
   info["cuda"] = pybind11::none();
 #endif
   return info;
 }
 
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+// The operators as plain functions: torch.ops matches its arguments against the schema at every call, which for a small
+// map takes as long as the kernel when the caches are cold.
+at::Tensor native_forward(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& b1, const at::Tensor& w2,
+                          const at::Tensor& b2, double sparsity_threshold, const std::string& activation) {
+  static const auto op =
+      find<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                      double, c10::string_view)>("affnet_kernels::native_forward");
+  return op.call(x, w1, b1, w2, b2, sparsity_threshold, activation);
+}
+
+Gradients native_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w1, const at::Tensor& b1,
+                          const at::Tensor& w2, const at::Tensor& b2, double sparsity_threshold,
+                          const std::string& activation, bool input_grad, bool parameter_grads) {
+  static const auto op =
+      find<Gradients(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                     const at::Tensor&, double, c10::string_view, bool, bool)>("affnet_kernels::native_backward");
+  return op.call(dy, x, w1, b1, w2, b2, sparsity_threshold, activation, input_grad, parameter_grads);
+}
+#ifdef AFFNET_WITH_CUDA
+pybind11::dict plan_cache_info(int device) {
+  const affnet::PlanCacheInfo found = affnet::plan_cache_info(device);
+  pybind11::dict info;
+  info["size"] = found.size;
+  info["capacity"] = found.capacity;
+  info["pinned"] = found.pinned;
+  info["hits"] = found.hits;
+  info["misses"] = found.misses;
+  info["evictions"] = found.evictions;
+  return info;
+}
+
+void define_cuda_controls(pybind11::module& m) {
+  using pybind11::arg;
+  m.def("plan_cache_info", &plan_cache_info, arg("device") = 0, "Counts of a device's cuFFT plan cache.");
+  m.def("set_plan_cache_capacity", &affnet::set_plan_cache_capacity, arg("device"), arg("plans"),
+        "How many cuFFT plans a device's cache holds; those that captured CUDA graphs use are never dropped.");
+  m.def("clear_plan_cache", &affnet::clear_plan_cache, arg("device") = 0,
+        "Drops a device's cuFFT plans, but for those that captured CUDA graphs use.");
+  m.def("workspace_bound", &affnet::workspace_bound, "Bytes of spectra that a call holds at once.");
+  m.def("set_workspace_bound", &affnet::set_workspace_bound, arg("bytes"),
+        "Sets that bound. One block of one image is always taken, however large.");
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Compiled kernels of affnet_kernels; the operators are in torch.ops.affnet_kernels.";
   m.def("build_info", &build_info, "Versions and targets this extension was compiled for.");
+  using ReleaseGil = pybind11::call_guard<pybind11::gil_scoped_release>;
+  m.def("native_forward", &native_forward, ReleaseGil(), "torch.ops.affnet_kernels.native_forward.");
+  m.def("native_backward", &native_backward, ReleaseGil(), "torch.ops.affnet_kernels.native_backward.");
   m.def("cpu_capability", &affnet::cpu_capability, "The instruction set whose variant of the CPU kernel runs here.");
+#ifdef AFFNET_WITH_CUDA
+  define_cuda_controls(m);
+#endif
 }

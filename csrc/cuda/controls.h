@@ -1,0 +1,17 @@
+// What Python can see and set of the CUDA side, see extension.cpp.
+#pragma once
+
+#include <cstdint>
+
+#include "plan_cache.h"
+
+namespace affnet {
+
+int cufft_version();  // of the library that is loaded
+PlanCacheInfo plan_cache_info(int device);
+void set_plan_cache_capacity(int device, int64_t plans);
+void clear_plan_cache(int device);
+int64_t workspace_bound();  // bytes
+void set_workspace_bound(int64_t bytes);
+
+}  // namespace affnet

@@ -1,0 +1,304 @@
+// Runs kernels on the host, one CTA at a time, and checks what a GPU would not: it is how device code is proven where
+// there is no device.
+//
+// Every thread is a fiber that runs until it reaches a rendezvous; the schedule is fixed, so a run repeats exactly.
+// Shared memory has a shadow of one cell per 4 bytes: who wrote and who read it last, and in which epoch (the number of
+// barriers before). Two threads that touch a cell in the same epoch, one of them writing, race, whatever order the
+// fibers happened to run in. Bounds, alignment (up to 16 bytes) and reads of memory that nobody wrote are checked too.
+// Bank conflicts are counted exactly: accesses of a warp are grouped by source line and by how often a lane has been
+// there.
+//
+// Not seen: registers, time, caches, the memory model beyond barriers, contraction to FMA, and asynchronous copies.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace affnet::emulator {
+
+constexpr int kWarp = 32;
+constexpr int kStackBytes = 1 << 16;
+
+// Shared-memory transactions of the accesses on one source line.
+struct Wavefronts {
+  int64_t counted = 0, ideal = 0;
+};
+
+struct Report {
+  int64_t races = 0, uninitialised = 0, out_of_bounds = 0, misaligned = 0, stuck = 0;
+  std::string first;  // the first finding, in words
+  std::map<int, Wavefronts> banks;
+
+  int64_t findings() const { return races + uninitialised + out_of_bounds + misaligned + stuck; }
+};
+
+class Cta {
+ public:
+  Cta(int threads, int shared_bytes, bool count_banks, Report& report)
+      : threads_(threads), count_banks_(count_banks), report_(report), memory_(shared_bytes), fibers_(threads) {
+    for (Fiber& fiber : fibers_) fiber.stack = std::make_unique<char[]>(kStackBytes);
+  }
+
+  static Cta*& current() {
+    static Cta* cta = nullptr;
+    return cta;
+  }
+
+  // One CTA from start to end. False: its threads wait for each other for ever.
+  bool run(int64_t index, int64_t count, const std::function<void()>& body) {
+    current() = this;
+    index_ = index, count_ = count, body_ = &body, epoch_ = 0;
+    cells_.assign((memory_.size() + 3) / 4, Cell{});
+    warp_epochs_.assign((threads_ + kWarp - 1) / kWarp, 0);
+    accesses_.clear();
+    occurrences_.clear();
+    for (Fiber& fiber : fibers_) {
+      fiber.state = State::kReady;
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_size = kStackBytes;
+      fiber.context.uc_link = &scheduler_;
+      makecontext(&fiber.context, &Cta::enter, 0);
+    }
+    while (step()) {
+    }
+    if (count_banks_) count_wavefronts();
+    const bool done = all(0, threads_, State::kDone);
+    if (!done) note(report_.stuck, "threads of a CTA wait at different places, or for one that has ended", 0);
+    return done;
+  }
+
+  int thread() const { return thread_; }
+  int threads() const { return threads_; }
+  int64_t index() const { return index_; }
+  int64_t count() const { return count_; }
+
+  void barrier() { wait(State::kAtBarrier); }
+  void warp_barrier() { wait(State::kAtWarp); }
+
+  template <typename V>
+  V exchange(V value, int mask) {
+    static_assert(sizeof(V) <= sizeof(Fiber::slot));
+    std::memcpy(fibers_[thread_].slot, &value, sizeof(V));
+    warp_barrier();
+    std::memcpy(&value, fibers_[thread_ ^ mask].slot, sizeof(V));
+    warp_barrier();
+    return value;
+  }
+
+  void load(uint32_t offset, void* value, uint32_t size, int line) {
+    if (!valid(offset, size, line)) {
+      std::memset(value, 0xff, size);
+      return;
+    }
+    for (uint32_t cell = offset / 4; cell < (offset + size) / 4; ++cell) read_cell(cells_[cell], line);
+    std::memcpy(value, memory_.data() + offset, size);
+  }
+
+  void store(uint32_t offset, const void* value, uint32_t size, int line) {
+    if (!valid(offset, size, line)) return;
+    for (uint32_t cell = offset / 4; cell < (offset + size) / 4; ++cell) write_cell(cells_[cell], line);
+    std::memcpy(memory_.data() + offset, value, size);
+  }
+
+ private:
+  enum class State { kReady, kAtBarrier, kAtWarp, kDone };
+
+  struct Fiber {
+    ucontext_t context{};
+    std::unique_ptr<char[]> stack;
+    State state = State::kDone;
+    alignas(16) unsigned char slot[16];
+  };
+
+  // When a cell was last touched: between which rendezvous of the CTA, and of the warp.
+  struct Touch {
+    int thread = -1, epoch = -1, warp_epoch = -1;
+  };
+
+  struct Cell {
+    Touch write, read;  // `read` is of one reader; the flags tell of others in the same epoch
+    bool many_lanes = false, many_warps = false;
+  };
+
+  static void enter() {
+    Cta& cta = *current();
+    (*cta.body_)();
+    cta.fibers_[cta.thread_].state = State::kDone;
+  }
+
+  // Runs every thread that can, up to its next rendezvous, then lets those pass that have all met.
+  bool step() {
+    bool ran = false;
+    for (thread_ = 0; thread_ < threads_; ++thread_) {
+      if (fibers_[thread_].state != State::kReady) continue;
+      ran = true;
+      swapcontext(&scheduler_, &fibers_[thread_].context);
+    }
+    for (size_t warp = 0; warp < warp_epochs_.size(); ++warp) {
+      const int begin = static_cast<int>(warp) * kWarp, end = std::min(begin + kWarp, threads_);
+      if (!all(begin, end, State::kAtWarp)) continue;
+      ++warp_epochs_[warp];
+      release(begin, end);
+    }
+    if (all(0, threads_, State::kAtBarrier)) {
+      ++epoch_;
+      release(0, threads_);
+    }
+    return ran;
+  }
+
+  bool all(int begin, int end, State state) const {
+    return std::all_of(fibers_.begin() + begin, fibers_.begin() + end, [=](const Fiber& f) { return f.state == state; });
+  }
+
+  void release(int begin, int end) {
+    for (int i = begin; i < end; ++i) fibers_[i].state = State::kReady;
+  }
+
+  void wait(State state) {
+    fibers_[thread_].state = state;
+    swapcontext(&fibers_[thread_].context, &scheduler_);
+  }
+
+  void note(int64_t& count, const char* what, int line) {
+    if (report_.findings() == 0) {
+      report_.first = std::string(what) + " (line " + std::to_string(line) + ", CTA " + std::to_string(index_) +
+                      ", thread " + std::to_string(thread_) + ")";
+    }
+    ++count;
+  }
+
+  bool valid(uint32_t offset, uint32_t size, int line) {
+    if (offset + size > memory_.size()) {
+      note(report_.out_of_bounds, "shared memory out of bounds", line);
+      return false;
+    }
+    if (offset % std::min(size, 16u) != 0) {
+      note(report_.misaligned, "misaligned access to shared memory", line);
+      return false;
+    }
+    if (count_banks_) {
+      const int occurrence = occurrences_[{line, thread_}]++;
+      accesses_[{line, thread_ / kWarp, occurrence}].push_back({offset, size});
+    }
+    return true;
+  }
+
+  Touch touch() const { return {thread_, epoch_, warp_epochs_[thread_ / kWarp]}; }
+
+  // Whether nothing orders this thread after `before`.
+  bool unordered(const Touch& before) const {
+    if (before.epoch != epoch_ || before.thread == thread_) return false;
+    return before.thread / kWarp != thread_ / kWarp || before.warp_epoch == warp_epochs_[thread_ / kWarp];
+  }
+
+  void read_cell(Cell& cell, int line) {
+    if (cell.write.thread < 0) note(report_.uninitialised, "read of shared memory that nobody wrote", line);
+    if (unordered(cell.write)) note(report_.races, "read races with a write", line);
+    const Touch now = touch();
+    if (cell.read.epoch != now.epoch) {
+      cell.read = now;
+      cell.many_lanes = cell.many_warps = false;
+    } else if (cell.read.thread / kWarp != now.thread / kWarp) {
+      cell.many_warps = true;
+    } else if (cell.read.warp_epoch != now.warp_epoch) {
+      cell.read = now;
+      cell.many_lanes = false;
+    } else if (cell.read.thread != now.thread) {
+      cell.many_lanes = true;
+    }
+  }
+
+  void write_cell(Cell& cell, int line) {
+    if (unordered(cell.write)) note(report_.races, "two writes race", line);
+    const bool others = cell.many_warps || (cell.many_lanes && cell.read.warp_epoch == touch().warp_epoch);
+    if (unordered(cell.read) || (cell.read.epoch == epoch_ && others)) {
+      note(report_.races, "write races with a read", line);
+    }
+    cell.write = touch();
+  }
+
+  // The hardware serves 128 bytes at a time: 32, 16 or 8 lanes of 4, 8 or 16 bytes, one word a bank, equal words once.
+  void count_wavefronts() {
+    for (const auto& [where, lanes] : accesses_) {
+      Wavefronts& line = report_.banks[std::get<0>(where)];
+      const size_t phase = 128 / std::max(4u, std::min(16u, lanes[0].second));
+      for (size_t begin = 0; begin < lanes.size(); begin += phase) {
+        std::map<uint32_t, std::vector<uint32_t>> words;  // of a bank
+        for (size_t i = begin; i < std::min(begin + phase, lanes.size()); ++i) {
+          for (uint32_t word = lanes[i].first / 4; word < (lanes[i].first + lanes[i].second) / 4; ++word) {
+            std::vector<uint32_t>& bank = words[word % 32];
+            if (std::find(bank.begin(), bank.end(), word) == bank.end()) bank.push_back(word);
+          }
+        }
+        size_t worst = 0, total = 0;
+        for (const auto& [bank, different] : words) worst = std::max(worst, different.size()), total += different.size();
+        line.counted += static_cast<int64_t>(worst);
+        line.ideal += static_cast<int64_t>((total + 31) / 32);
+      }
+    }
+  }
+
+  int threads_, thread_ = 0, epoch_ = 0;
+  int64_t index_ = 0, count_ = 0;
+  bool count_banks_;
+  Report& report_;
+  const std::function<void()>* body_ = nullptr;
+  ucontext_t scheduler_{};
+  std::vector<unsigned char> memory_;
+  std::vector<Fiber> fibers_;
+  std::vector<int> warp_epochs_;
+  std::vector<Cell> cells_;
+  std::map<std::pair<int, int>, int> occurrences_;                                       // of (line, thread)
+  std::map<std::tuple<int, int, int>, std::vector<std::pair<uint32_t, uint32_t>>> accesses_;  // of (line, warp, nth)
+};
+
+// Launches `body` as a grid of CTAs. It stops at the first CTA that does not end.
+inline void launch(int64_t ctas, int threads, int shared_bytes, Report& report, const std::function<void()>& body,
+                   bool count_banks = false) {
+  Cta cta(threads, shared_bytes, count_banks, report);
+  for (int64_t i = 0; i < ctas && cta.run(i, ctas, body); ++i) {
+  }
+  Cta::current() = nullptr;
+}
+
+}  // namespace affnet::emulator
+
+namespace affnet {
+
+inline int thread_index() { return emulator::Cta::current()->thread(); }
+inline int thread_count() { return emulator::Cta::current()->threads(); }
+inline int64_t cta_index() { return emulator::Cta::current()->index(); }
+inline int64_t cta_count() { return emulator::Cta::current()->count(); }
+inline void barrier() { emulator::Cta::current()->barrier(); }
+inline void warp_barrier() { emulator::Cta::current()->warp_barrier(); }
+
+template <typename V>
+V shuffle_xor(V value, int mask) {
+  return emulator::Cta::current()->exchange(value, mask);
+}
+
+template <typename V>
+V shared_load(uint32_t offset, int line = __builtin_LINE()) {
+  V value;
+  emulator::Cta::current()->load(offset, &value, sizeof(V), line);
+  return value;
+}
+
+template <typename V>
+void shared_store(uint32_t offset, V value, int line = __builtin_LINE()) {
+  emulator::Cta::current()->store(offset, &value, sizeof(V), line);
+}
+
+}  // namespace affnet

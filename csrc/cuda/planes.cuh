@@ -1,0 +1,28 @@
+// What lies between the tensors and cuFFT: the cast on the way in, and residual and cast on the way out.
+#pragma once
+
+#include "device.h"
+#include "spectral_map.h"
+
+namespace affnet {
+
+constexpr int kPlaneThreads = 256;
+
+// to[i * stride] = x[i]; with stride 2, real numbers become complex ones.
+template <typename S, typename T>
+AFFNET_KERNEL(kPlaneThreads) load_kernel(const S* x, T* to, int64_t count, int stride) {
+  for (int64_t i = cta_index() * thread_count() + thread_index(); i < count; i += cta_count() * thread_count()) {
+    to[i * stride] = static_cast<T>(x[i]);
+    if (stride == 2) to[2 * i + 1] = T(0);
+  }
+}
+
+// y[i] = from[i * stride] + x[i], rounded once. y may be `from` itself.
+template <typename S, typename T>
+AFFNET_KERNEL(kPlaneThreads) store_kernel(const T* from, const S* x, S* y, int64_t count, int stride) {
+  for (int64_t i = cta_index() * thread_count() + thread_index(); i < count; i += cta_count() * thread_count()) {
+    y[i] = static_cast<S>(from[i * stride] + static_cast<T>(x[i]));
+  }
+}
+
+}  // namespace affnet

@@ -1,0 +1,145 @@
+// A library of the CUDA kernels run by the host emulator, for tests/test_cuda_emulated.py.
+#include <cstring>
+#include <string>
+
+#include "cuda/planes.cuh"
+#include "cuda/spectral_map_vjp.cuh"
+
+namespace {
+
+using affnet::emulator::Report;
+
+std::string text;
+
+// What the emulator found, as "key=value ..." and the first finding in words.
+const char* words(const Report& report) {
+  int64_t counted = 0, ideal = 0;
+  for (const auto& [line, wavefronts] : report.banks) counted += wavefronts.counted, ideal += wavefronts.ideal;
+  text = "races=" + std::to_string(report.races) + " uninitialised=" + std::to_string(report.uninitialised) +
+         " out_of_bounds=" + std::to_string(report.out_of_bounds) + " misaligned=" + std::to_string(report.misaligned) +
+         " stuck=" + std::to_string(report.stuck) + " wavefronts=" + std::to_string(counted) +
+         " ideal=" + std::to_string(ideal) + ";" + report.first;
+  return text.c_str();
+}
+
+template <typename T, int kTile>
+void run_map(const affnet::MapArguments<T>& a, const affnet::Launch& launch, bool backward, bool count_banks,
+             Report& report) {
+  if (backward) {
+    affnet::emulator::launch(a.K * a.runs, launch.threads, launch.shared_bytes, report,
+                             [&] { affnet::map_vjp_kernel<T, kTile>(a); }, count_banks);
+  } else {
+    affnet::emulator::launch(a.units * affnet::tiling_of(a.H, a.W, kTile).tiles, launch.threads, launch.shared_bytes,
+                             report, [&] { affnet::map_kernel<T, kTile>(a); }, count_banks);
+  }
+}
+
+template <typename T>
+const char* map(affnet::MapArguments<T>* a, bool backward, int tile, bool count_banks) {
+  affnet::Launch launch = affnet::launch_for<T>(a->D, a->Dh, backward);
+  if (tile != 0) launch = affnet::launch_with_tile<T>(a->D, a->Dh, backward, tile);
+  Report report;
+  if (launch.tile == 64) run_map<T, 64>(*a, launch, backward, count_banks, report);
+  if (launch.tile == 32) run_map<T, 32>(*a, launch, backward, count_banks, report);
+  if (launch.tile == 16) run_map<T, 16>(*a, launch, backward, count_banks, report);
+  if (launch.tile == 8) run_map<T, 8>(*a, launch, backward, count_banks, report);
+  return words(report);
+}
+
+template <typename T>
+const char* reduce(const T* partials, int64_t runs, int K, int D, int Dh, T* dw1, T* db1, T* dw2, T* db2) {
+  Report report;
+  const int64_t elements = K * affnet::partial_size(D, Dh);
+  affnet::emulator::launch((elements + 255) / 256, 256, 0, report,
+                           [&] { affnet::reduce_kernel(partials, runs, K, D, Dh, dw1, db1, dw2, db2); });
+  return words(report);
+}
+
+// The upper half of a float32, as bfloat16 is.
+struct Brain {
+  uint16_t bits;
+  explicit operator float() const {
+    const uint32_t wide = uint32_t{bits} << 16;
+    float value;
+    std::memcpy(&value, &wide, 4);
+    return value;
+  }
+  explicit Brain(float value) {
+    uint32_t wide;
+    std::memcpy(&wide, &value, 4);
+    bits = static_cast<uint16_t>((wide + 0x7fff + (wide >> 16 & 1)) >> 16);  // to nearest, ties to even
+  }
+};
+
+// A kernel with a bug of each kind that the emulator must find.
+void broken(const std::string& kind) {
+  const int i = affnet::thread_index();
+  const uint32_t mine = 4 * i, next = 4 * ((i + 1) % affnet::thread_count());
+  if (kind == "stuck" && i == 3) return;
+  if (kind == "divergent warp" && i < 40) affnet::warp_barrier();
+  if (kind != "uninitialised") affnet::shared_store(mine, i);
+  affnet::barrier();
+  if (kind == "race" || kind == "warp race") affnet::shared_store(mine, -i);
+  if (kind == "warp race") affnet::warp_barrier();
+  affnet::shared_load<int>(kind == "out of bounds" ? mine + 512 : kind == "misaligned" ? next + 2 : next);
+  if (kind == "read, then write") affnet::shared_store(mine, 1);
+}
+
+// Each warp adds up its lanes by shuffles, and hands the sum over without a CTA barrier.
+void warp_sums(int* sums) {
+  int value = affnet::thread_index();
+  for (int mask = 16; mask > 0; mask /= 2) value += affnet::shuffle_xor(value, mask);
+  const int warp = affnet::thread_index() / 32;
+  if (affnet::thread_index() % 32 == 0) affnet::shared_store(4 * warp, value);
+  affnet::warp_barrier();
+  sums[affnet::thread_index()] = affnet::shared_load<int>(4 * warp);
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* map_float(affnet::MapArguments<float>* a, bool backward, int tile, bool count_banks) {
+  return map(a, backward, tile, count_banks);
+}
+const char* map_double(affnet::MapArguments<double>* a, bool backward, int tile, bool count_banks) {
+  return map(a, backward, tile, count_banks);
+}
+const char* reduce_float(const float* partials, int64_t runs, int K, int D, int Dh, float* dw1, float* db1, float* dw2,
+                         float* db2) {
+  return reduce(partials, runs, K, D, Dh, dw1, db1, dw2, db2);
+}
+const char* reduce_double(const double* partials, int64_t runs, int K, int D, int Dh, double* dw1, double* db1,
+                          double* dw2, double* db2) {
+  return reduce(partials, runs, K, D, Dh, dw1, db1, dw2, db2);
+}
+
+void load_brain(const Brain* x, float* to, int64_t count, int stride) {
+  Report report;
+  affnet::emulator::launch(3, affnet::kPlaneThreads, 0, report, [&] { affnet::load_kernel(x, to, count, stride); });
+}
+void store_brain(const float* from, const Brain* x, Brain* y, int64_t count, int stride) {
+  Report report;
+  affnet::emulator::launch(3, affnet::kPlaneThreads, 0, report, [&] { affnet::store_kernel(from, x, y, count, stride); });
+}
+
+const char* run_broken(const char* kind) {
+  Report report;
+  affnet::emulator::launch(2, 64, 512, report, [&] { broken(kind); });
+  return words(report);
+}
+const char* run_warp_sums(int* sums) {
+  Report report;
+  affnet::emulator::launch(1, 64, 8, report, [&] { warp_sums(sums); });
+  return words(report);
+}
+
+// Threads and shared memory of a launch, and what the kernel was compiled for.
+void launch_facts(int D, int Dh, bool backward, bool wide, int* facts) {
+  const affnet::Launch launch =
+      wide ? affnet::launch_for<double>(D, Dh, backward) : affnet::launch_for<float>(D, Dh, backward);
+  facts[0] = launch.tile, facts[1] = launch.threads, facts[2] = launch.shared_bytes;
+  facts[3] = wide ? (backward ? affnet::kMaxThreads<double, true> : affnet::kMaxThreads<double, false>)
+                  : (backward ? affnet::kMaxThreads<float, true> : affnet::kMaxThreads<float, false>);
+}
+}
