@@ -23,7 +23,7 @@ import torch
 SHARED_LIMIT = {80: 163, 90: 227, 100: 227}  # KiB a block can have
 BLOCKS = 8
 SHIPPED = ((8, 32), (12, 32), (16, 32), (13, 16), (20, 16), (32, 16), (18, 8), (24, 8), (40, 8))  # D, and H = W
-OTHERS = ((18, 7), (13, 14), (16, 28), (20, 20), (64, 32))
+OTHERS = ((8, 8), (16, 8), (18, 7), (13, 14), (16, 28), (20, 20), (32, 32), (64, 32))  # 224 pixels, every row's limits
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Row(NamedTuple):
     Registers and spills are those of `python -m benchmarks.compile_check`; no row has been timed on a GPU yet.
     """
 
-    bits: int  # of x's type: 16 or 32
+    bits: int  # of x's type: 16, 32, or 0 for both
     size: int  # H and W up to
     channels: int  # D and Dh up to
     images: int  # in a tile
@@ -41,33 +41,39 @@ class Row(NamedTuple):
 
 
 FORWARD = (
-    Row(16, 8, 16, 2, 0, 0, 4, 0, 32, 0, "all in registers; two images share the weights, a quarter less instructions"),
-    Row(16, 8, 32, 1, 0, 0, 4, 0, 48, 0, "all in registers; a second image would leave one program a multiprocessor"),
-    Row(16, 32, 32, 1, 8, 64, 4, 3, 48, 0, "staged: in registers it takes 8 warps of over 230 from 16x16 on"),
+    Row(
+        16, 8, 8, 2, 0, 0, 4, 0, 32, 0, "all in registers; two images share the weights and fill the products' 16 rows"
+    ),
+    Row(16, 8, 16, 1, 0, 0, 4, 0, 32, 0, "all in registers; a second image would spill on compute capability 8"),
+    Row(16, 8, 32, 1, 32, 64, 4, 4, 32, 0, "staged in one piece: four programs a multiprocessor, in registers two"),
+    Row(16, 16, 32, 1, 8, 64, 4, 4, 32, 0, "staged: in registers it takes 8 warps of over 230, one program"),
+    Row(16, 32, 32, 1, 4, 64, 4, 4, 32, 0, "half the piece: 8 channels spill on compute capability 8"),
     Row(
         16,
-        32,
+        8,
         64,
         1,
-        16,
+        64,
         64,
         8,
         1,
         96,
-        0,
-        "weights of 128 x 128 fill the registers; CUDA C++ would not pad D = 40 to 64",
+        500,
+        "weights of 128 x 128 fill the registers; CUDA C++ need not pad D = 40 to 64",
     ),
-    Row(32, 8, 16, 2, 0, 0, 4, 0, 48, 0, "as with 16 bits"),
-    Row(32, 32, 32, 1, 8, 64, 4, 2, 96, 64, "staged, also at 8x8: high and low parts of the operands double a tile"),
-    Row(32, 32, 64, 1, 16, 32, 8, 1, 128, 400, "as with 16 bits"),
+    Row(16, 32, 64, 1, 4, 64, 8, 1, 96, 500, "as above"),
+    Row(32, 8, 8, 2, 0, 0, 4, 0, 32, 0, "as with 16 bits"),
+    Row(32, 8, 16, 1, 0, 0, 4, 0, 48, 0, "as with 16 bits"),
+    Row(32, 8, 32, 1, 32, 64, 4, 3, 48, 64, "as with 16 bits; the spill is compute capability 8's"),
+    Row(32, 16, 32, 1, 8, 64, 4, 2, 48, 128, "as with 16 bits; the spill is compute capability 8's"),
+    Row(32, 32, 32, 1, 4, 64, 4, 2, 48, 64, "as with 16 bits; the spill is compute capability 8's"),
+    Row(32, 8, 64, 1, 16, 32, 8, 1, 96, 128, "operands in two parts: half as many frequencies as with 16 bits"),
+    Row(32, 32, 64, 1, 4, 32, 8, 1, 96, 320, "operands in two parts: half as many frequencies as with 16 bits"),
 )
 BACKWARD = (
-    Row(16, 32, 16, 1, 4, 64, 4, 2, 64, 0, "two spectra and the chain between them: pieces half of the forward's"),
-    Row(16, 32, 32, 1, 8, 32, 8, 1, 64, 0, "fewer frequencies, more warps: eight tiles of the map are live at once"),
-    Row(16, 32, 64, 1, 8, 16, 8, 1, 128, 1000, "as in the forward pass; CUDA C++ is preferred here"),
-    Row(32, 32, 16, 1, 4, 64, 4, 2, 64, 200, "as with 16 bits"),
-    Row(32, 32, 32, 1, 8, 32, 8, 1, 64, 0, "as with 16 bits"),
-    Row(32, 32, 64, 1, 8, 16, 8, 1, 128, 1000, "as with 16 bits"),
+    Row(0, 32, 16, 1, 4, 64, 4, 2, 48, 200, "two spectra and the chain between them: pieces half of the forward's"),
+    Row(0, 32, 32, 1, 8, 32, 8, 1, 64, 64, "fewer frequencies, more warps: eight tiles of the map are live at once"),
+    Row(0, 32, 64, 1, 4, 16, 8, 1, 112, 1000, "as in the forward pass; CUDA C++ is preferred here"),
 )
 
 
@@ -286,7 +292,9 @@ def find_row(
 ) -> Row:
     size, channels = max(spec.height, spec.width), max(spec.block_size, spec.hidden_size)
     return next(
-        row for row in table if 8 * spec.dtype.itemsize == row.bits and size <= row.size and channels <= row.channels
+        row
+        for row in table
+        if row.bits in (0, 8 * spec.dtype.itemsize) and size <= row.size and channels <= row.channels
     )
 
 
@@ -296,19 +304,22 @@ def tile_of(
     capability: int,
 ) -> Tile:
     sizes = (spec.blocks, spec.block_size, spec.hidden_size, spec.height, spec.width)
-    return Tile.of(row, *sizes, spec.dtype, precision(spec.dtype), spec.activation, capability)
+    return Tile.of(row, *sizes, spec.dtype, precision(row, spec.dtype), spec.activation, capability)
 
 
 def precision(
+    row: Row,
     dtype: torch.dtype,
 ) -> str:
-    """How products are computed: see `kernels.dft.product`.
+    """How products are computed, see `kernels.dft.product`: as accurately as float32 unless the user or the output allows less.
 
-    16-bit input takes one tf32 pass: its error of 3e-4 is below the rounding of the result, and tf32 has float32's range,
-    which half precision has not: the mask's product with the spectrum is quadratic in x.
+    Forward from 16-bit input takes one tf32 pass: its error of 3e-4 is below the rounding of the result, and tf32 has
+    float32's range, which half precision has not: the mask's product with the spectrum is quadratic in x. Gradients do
+    not, since those of float32 parameters are not rounded to 16 bits. `torch.backends.cuda.matmul.fp32_precision = "tf32"`
+    (or `allow_tf32`) lets float32 and gradients take one pass too: an error of up to 1e-3 instead of 3e-7.
     """
-    wanted = torch.backends.cuda.matmul.fp32_precision
-    return "tf32" if dtype != torch.float32 or wanted == "tf32" else "tf32x3"
+    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if allowed or (dtype != torch.float32 and row in FORWARD) else "tf32x3"
 
 
 def _scratch(x: Tensor, rows: int, tile: Tile) -> Tensor:

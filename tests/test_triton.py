@@ -1,0 +1,340 @@
+"""The Triton kernels: in the interpreter where there is no GPU, on the GPU where there is one, and by compiling."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from affnet_kernels import MixerSpec, available_backends, fused_aff_mixer
+from affnet_kernels.backends import reference, select
+from affnet_kernels.backends import triton as backend
+from affnet_kernels.spec import ACTIVATIONS
+from tests.helpers import (
+    ROUNDING_EXTRA,
+    ROUNDING_FACTOR,
+    SHAPES,
+    Shape,
+    assert_forward,
+    assert_gradients,
+    branch_error,
+    call,
+    make_case,
+    make_inputs,
+    relative_error,
+    stored_case,
+    stored_case_names,
+)
+
+gpu = pytest.mark.gpu
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+needs_interpreter = pytest.mark.skipif(not backend.interpreted(), reason="needs TRITON_INTERPRET=1")
+
+TINY = Shape(3, 16, 8, 8, 2)
+SMALL = SHAPES["odd width"]
+FITTING = {name: shape for name, shape in SHAPES.items() if max(shape.height, shape.width) <= backend.MAX_SIZE}
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that the interpreter runs."""
+    from triton.runtime.interpreter import GridExecutor
+
+    names: list[str] = []
+    run = GridExecutor.__call__
+
+    def counted(self, *args, **kwargs):
+        names.append(self.fn.__name__)
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(GridExecutor, "__call__", counted)
+    return names
+
+
+@pytest.fixture
+def fast_matmul() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@needs_interpreter
+@pytest.mark.parametrize("name", stored_case_names())
+def test_stored_case(name: str, launches: list[str]) -> None:
+    case = stored_case(name)
+    y, gradients = call(case, "triton", gradients=True)
+    assert launches == ["forward_kernel", "backward_kernel", "sum_kernel"]
+    assert_forward(y, case)
+    assert_gradients(gradients, case)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("name", FITTING)
+def test_shape(name: str) -> None:
+    """Every size of the table; two blocks and two images of it, since the interpreter is slow."""
+    shape = FITTING[name]
+    blocks = min(shape.blocks, 2)
+    case = make_case(shape._replace(batch=min(shape.batch, 2), blocks=blocks, channels=blocks * shape.block_size))
+    y, gradients = call(case, "triton", gradients=True)
+    assert_forward(y, case)
+    assert_gradients(gradients, case)
+
+
+def spec_of(row: backend.Row, table: tuple[backend.Row, ...]) -> MixerSpec:
+    """A small call for which `row` is chosen: just beyond the rows before it."""
+    dtype = torch.float16 if row.bits == 16 else torch.float32
+    before = [other for other in table[: table.index(row)] if other.bits == row.bits]
+    smaller_sizes = [other.size for other in before if other.channels >= row.channels] or [4]
+    smaller_channels = [other.channels for other in before if other.size >= row.size] or [2]
+    height, size = max(smaller_sizes) + 1, max(smaller_channels) + 1
+    return MixerSpec(3, 2 * size, height, 5, 2, size, dtype, torch.device("cpu"), "relu")
+
+
+@needs_interpreter
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [(table, row) for table in (backend.FORWARD, backend.BACKWARD) for row in table],
+    ids=lambda value: "-".join(map(str, value[:3])) if isinstance(value, backend.Row) else "",
+)
+def test_every_launch_configuration(table: tuple[backend.Row, ...], row: backend.Row) -> None:
+    spec = spec_of(row, table)
+    assert backend.find_row(table, spec) is row
+    case = make_case(Shape(3, spec.channels, spec.height, spec.width, 2), spec.dtype)
+    y, gradients = call(case, "triton", gradients=table is backend.BACKWARD)
+    assert_forward(y, case)
+    if gradients:
+        assert_gradients(gradients, case)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_activation_and_dtype(dtype: torch.dtype, activation: str) -> None:
+    for shape in (SMALL, SHAPES["hidden twice the block"]):
+        case = make_case(shape, dtype, activation)
+        y, (dx, *others) = call(case, "triton", gradients=True)
+        assert (y.dtype, dx.dtype, others[0].dtype) == (dtype, dtype, torch.float32)
+        if dtype == torch.bfloat16:  # the interpreter truncates to bfloat16, which errs twice as much as rounding
+            for got, expected in ((y, case.y), (dx, case.gradients[0])):
+                floor = relative_error(expected.to(dtype), expected)
+                assert relative_error(got, expected) <= 2 * ROUNDING_FACTOR * floor + ROUNDING_EXTRA
+        else:
+            assert_forward(y, case)
+            assert_gradients((dx, *others), case)
+
+
+@needs_interpreter
+def test_programs_take_several_tiles_each() -> None:
+    shape = SHAPES["224 pixels, 7x7"]
+    row = backend.find_row(backend.FORWARD, MixerSpec.of(*make_inputs(shape)[:2]))
+    assert row.programs * 2 < shape.batch * shape.blocks
+    y, gradients = call(make_case(shape), "triton", gradients=True)
+    assert_forward(y, make_case(shape))
+    assert_gradients(gradients, make_case(shape))
+
+
+@needs_interpreter
+@pytest.mark.parametrize(
+    ("needed", "expected"),
+    [
+        ((True, True), ["backward_kernel", "sum_kernel"]),
+        ((True, False), ["backward_kernel"]),
+        ((False, True), ["backward_kernel", "sum_kernel"]),
+    ],
+)
+def test_launches_of_the_backward(launches: list[str], needed: tuple[bool, bool], expected: list[str]) -> None:
+    case = make_case(SMALL)
+    gradients = backend.backward(case.dy, *case.tensors, case.sparsity_threshold, case.activation, *needed)
+    assert launches == expected
+    for index, (got, wanted) in enumerate(zip(gradients, case.gradients, strict=True)):
+        if needed[index > 0]:
+            assert relative_error(got, wanted) <= 1e-5
+        else:
+            assert got.shape == (0,)
+
+
+@needs_interpreter
+def test_tf32_follows_the_matmul_setting(fast_matmul: None) -> None:
+    case = make_case(SMALL)
+    y, _ = call(case, "triton")
+    assert 5e-5 < branch_error(y, case) < 1e-3
+
+
+@needs_interpreter
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("shape", [TINY, SHAPES["224 pixels, 7x7"]._replace(batch=2, blocks=2, channels=36)])
+def test_non_finite_values_stay_in_their_block(shape: Shape, value: float, dtype: torch.dtype) -> None:
+    """Also where a tile holds several images."""
+    x, *parameters = make_inputs(shape, dtype)
+    channels = slice(shape.block_size, 2 * shape.block_size)
+    x[1, shape.block_size, 0, -1] = value
+    y = fused_aff_mixer(x, *parameters, backend="triton")
+    assert not y[1, channels].isfinite().any()
+    y[1, channels] = 0
+    assert y.isfinite().all()
+
+
+@needs_interpreter
+def test_every_nan_survives_rounding() -> None:
+    """0x7fffffff is the NaN that NVIDIA's arithmetic makes; a carry through its fraction would turn it into -0."""
+    x, *parameters = make_inputs(TINY)
+    for precision in ("ieee", "tf32"):
+        torch.backends.cuda.matmul.fp32_precision = precision
+        try:
+            for bits in (0x7FFFFFFF, -1, 0x7FC00000, 0x7F800001):
+                x.view(torch.int32)[0, 0, 3, 3] = bits
+                assert x[0, 0, 3, 3].isnan()
+                assert fused_aff_mixer(x, *parameters, backend="triton")[0, :8].isnan().all()
+        finally:
+            torch.backends.cuda.matmul.fp32_precision = "none"
+
+
+@needs_interpreter
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_values_do_not_overflow(dtype: torch.dtype) -> None:
+    x, *parameters = make_inputs(SMALL, dtype)
+    y = fused_aff_mixer(100 * x, *parameters, backend="triton")
+    expected = reference.forward((100 * x).double(), *(p.double() for p in parameters), 0.01, "relu")
+    assert relative_error(y, expected) < (1e-6 if dtype == torch.float32 else 8e-3)
+
+
+@needs_interpreter
+def test_gradients_repeat_bit_for_bit() -> None:
+    case = make_case(SHAPES["odd both"])
+    first, second = (call(case, "triton", gradients=True)[1] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@needs_interpreter
+def test_the_cpu_backend_comes_first_for_cpu_tensors() -> None:
+    spec = MixerSpec.of(*make_inputs(SMALL)[:2])
+    assert not backend.unsupported(spec)
+    if not available_backends(spec)["cpu"]:
+        assert select(spec, None).NAME == "cpu"
+
+
+GPU_SPEC = MixerSpec(64, 128, 32, 32, 8, 16, torch.float32, torch.device("cuda", 0), "relu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts", "expected"),
+    [
+        ({}, (9, 0, 227, 132), []),
+        ({"dtype": torch.float64}, (9, 0, 227, 132), ["expected float32, float16 or bfloat16, got float64"]),
+        ({"height": 33}, (9, 0, 227, 132), ["expected H and W up to 32, got 33 x 32"]),
+        (
+            {"hidden_size": 65},
+            (9, 0, 227, 132),
+            ["expected up to 64 channels and hidden channels a block, got 16 and 65"],
+        ),
+        ({}, (7, 5, 64, 40), ["expected compute capability 8.0 or more, for tf32, got 7.5"]),
+        ({}, (12, 0, 40, 84), ["expected a device with 48 KiB of shared memory a block for these sizes, got 40 KiB"]),
+        ({"device": torch.device("meta")}, (9, 0, 227, 132), ["expected a tensor on cuda, got one on meta"]),
+    ],
+)
+def test_reasons(monkeypatch: pytest.MonkeyPatch, changes: dict, facts: tuple[int, ...], expected: list[str]) -> None:
+    monkeypatch.setattr(backend, "_facts", lambda device: facts)
+    assert backend.unsupported(GPU_SPEC._replace(**changes)) == expected
+
+
+def test_consumer_devices_can_run_every_shipped_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_facts", lambda device: (8, 9, 99, 128))
+    for size, height in ((8, 32), (12, 32), (16, 32), (13, 16), (20, 16), (32, 16), (18, 8), (24, 8)):
+        for dtype in (torch.float32, torch.bfloat16):
+            spec = GPU_SPEC._replace(channels=8 * size, height=height, width=height, hidden_size=size, dtype=dtype)
+            assert backend.unsupported(spec) == []
+
+
+def without_interpreter(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_machine_without_triton_imports_and_says_so() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None; import affnet_kernels, torch; "
+        "print(affnet_kernels.available_backends()['triton'][0]); assert not torch.cuda.is_initialized()"
+    )
+    run = without_interpreter("-W", "ignore", "-c", code)
+    assert run.stdout == "Triton is not installed; pip install triton\n", run.stderr
+
+
+def test_compile_check() -> None:
+    """A few kernels compile for a GPU that is not here, within the limits of the launch table."""
+    run = without_interpreter("-W", "ignore", "-m", "benchmarks.compile_check", "--short")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("triton forward") == run.stdout.count("triton backward") == 4
+
+
+@gpu
+@needs_gpu
+def test_one_launch_on_a_gpu() -> None:
+    case = make_case(SHAPES["shipped, D=13"])
+    call(case, "triton", "cuda", gradients=True)
+    tensors = [tensor.cuda() for tensor in case.tensors]
+    dy = case.dy.cuda()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        backend.forward(*tensors, case.sparsity_threshold, case.activation)
+        backend.backward(dy, *tensors, case.sparsity_threshold, case.activation, True, True)
+        torch.cuda.synchronize()
+    names = [event.key for event in profile.key_averages() if event.key.endswith("_kernel")]
+    assert sorted(names) == ["backward_kernel", "forward_kernel", "sum_kernel"]
+
+
+@gpu
+@needs_gpu
+def test_graph_capture_after_one_call() -> None:
+    case = make_case(SHAPES["shipped, D=20"])
+    expected, gradients = call(case, "triton", "cuda", gradients=True)
+    tensors = [tensor.cuda().requires_grad_() for tensor in case.tensors]
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            y = fused_aff_mixer(*tensors, backend="triton")
+            captured = torch.autograd.grad(y, tensors, case.dy.cuda())
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(y, expected)
+    assert all(torch.equal(a, b) for a, b in zip(captured, gradients, strict=True))
+
+
+@gpu
+@needs_gpu
+def test_side_stream() -> None:
+    case = make_case(SHAPES["shipped, D=18"])
+    expected, _ = call(case, "triton", "cuda")
+    x, *parameters = (tensor.cuda() for tensor in case.tensors)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(10_000_000)
+        y = fused_aff_mixer(x + 0, *parameters, backend="triton")
+    stream.synchronize()
+    assert torch.equal(y, expected)
+
+
+@gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_another_device_than_the_current_one() -> None:
+    case = make_case(SMALL)
+    y, gradients = call(case, "triton", "cuda:1", gradients=True)
+    assert y.device.index == 1
+    assert_forward(y, case)
+    assert_gradients(gradients, case)
+
+
+@gpu
+@needs_gpu
+def test_compiles_as_one_graph() -> None:
+    case = make_case(SMALL)
+    tensors = [tensor.cuda() for tensor in case.tensors]
+    compiled = torch.compile(lambda *args: fused_aff_mixer(*args, backend="triton"), fullgraph=True)
+    assert_forward(compiled(*tensors), case)
