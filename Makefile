@@ -2,14 +2,17 @@
 VENV   ?= .venv
 PYTHON ?= $(VENV)/bin/python
 TORCH  ?= torch==2.13.0
+BENCH_OUT ?= out/bench
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install bench test lint format clean
+.PHONY: help install bench gpu gpu-table test lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make install   virtual environment, packages and the compiled extension'
 	@echo 'make bench     run the mixer on photographs: table, plots, CSV'
+	@echo 'make gpu OUT=dir   all evidence a CUDA device can give, in nine minutes, with the python3 that is there'
+	@echo 'make gpu-table README table of GPU results from benchmarks/results'
 	@echo 'make test      all tests and checks'
 	@echo 'make lint      ruff, mypy, clang-format, import-linter'
 	@echo 'make format    rewrite the sources in house style'
@@ -28,6 +31,19 @@ $(VENV)/installed: $(VENV)/torch setup.py pyproject.toml $(shell find csrc -type
 	@touch $@
 
 install: $(VENV)/installed
+
+bench: install
+	@echo '== measuring the mixer on photographs (some four minutes)'
+	@$(PYTHON) -m benchmarks run --out $(BENCH_OUT) --limit 240; status=$$?; \
+	  $(PYTHON) -m benchmarks report $(BENCH_OUT) && exit $$status
+
+# Everything here runs with the python3 at hand and its torch: a GPU machine may have no network and no tools.
+gpu:
+	@test -n '$(OUT)' || { echo 'usage: make gpu OUT=dir' >&2; exit 2; }
+	@python3 -m benchmarks gpu '$(OUT)'
+
+gpu-table:
+	@$(PYTHON) -m benchmarks readme
 
 test: install lint
 	@echo '== running the tests'

@@ -40,7 +40,10 @@ def mixer(
     backend: str | None,
 ) -> Tensor:  # [B, C, H, W]
     """The mixer as a differentiable operator; arguments are validated, parameters are in `compute_dtype(x.dtype)`."""
-    return _apply(_Forward, x, w1, b1, w2, b2, sparsity_threshold, activation, backend)
+    args = x, w1, b1, w2, b2, sparsity_threshold, activation, backend
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or _transforms_active():
+        return _apply(_Forward, *args)
+    return torch.ops.affnet_kernels.mixer_forward(*args)
 
 
 _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -29,7 +28,6 @@ def list_cases(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Measure suites into a CSV file and print the tables; 1 if an answer was wrong."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which counts memory, else reports every start
     import torch
 
     from benchmarks import report
@@ -74,8 +72,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, default=OUT, help="folder for results.csv")
     one.add_argument("--providers", nargs="+", help="default: those of the suite")
     one.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    one.add_argument("--seconds", type=float, default=0.4, help="of timing for a provider on a case")
-    one.add_argument("--compile-seconds", type=float, default=60, help="for all compilations together")
+    one.add_argument("--seconds", type=float, default=0.3, help="of timing for a provider on a case")
+    one.add_argument("--compile-seconds", type=float, default=45, help="for all compilations together")
     one.add_argument("--limit", type=float, default=float("inf"), help="seconds after which no case is begun")
 
     two = sub.add_parser("report", help=write_report.__doc__)

@@ -40,6 +40,8 @@ HEADLINE = (
     *((64, 32, 4), (96, 32, 4), (128, 32, 4), (104, 16, 4), (160, 16, 4), (256, 16, 4)),
     *((144, 8, 8), (192, 8, 8), (320, 8, 8), (144, 14, 4), (320, 7, 8)),
 )
+# One shape of each map size, for providers that are slow to run or to prepare.
+EXAMPLES = ((128, 32, 4), (256, 16, 4), (320, 8, 8))
 SWEEP = (8, 16, 32, 48, 64, 96, 128)  # H = W
 SWEEP_CHANNELS = 64
 
@@ -67,14 +69,18 @@ SUITES: dict[str, tuple[Case, ...]] = {
         for direction in PASSES
     ),
     "sweep": _square("sweep", tuple((SWEEP_CHANNELS, size, 1) for size in SWEEP)),
+    "mixers": _square("mixers", EXAMPLES),
+    "compiled": tuple(sorted(_square("compiled", EXAMPLES), key=lambda case: case.direction)),
     "quick": _square("quick", ((16, 8, 2), (16, 7, 1))),
 }
-BENCH = ("headline", "early", "single", "threads", "sweep")
+BENCH = ("headline", "early", "single", "threads", "sweep", "mixers", "compiled")
 ABOUT = {
     "headline": "the nine shipped (C, H) pairs at 256 pixels and two of 224 pixels",
     "early": "the 28 x 28 maps of a 224-pixel image",
     "single": "batch 1 at 8 x 8, where the cost of the call shows",
     "threads": "one and two threads",
     "sweep": f"tokens from {SWEEP[0]}^2 to {SWEEP[-1]}^2 at {SWEEP_CHANNELS} channels, for the growth of each mixer",
+    "mixers": "the mixer against the global mixers it stands in for, a shape of each map size",
+    "compiled": "the mixer against torch.compile, a shape of each map size",
     "quick": "two tiny calls, to see that everything works",
 }

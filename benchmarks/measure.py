@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
@@ -46,7 +47,7 @@ class Meter:
         self,
         device_type: str,  # "cpu", "cuda", or "stand-in"
         seconds: float = 0.4,  # of timing for a provider on a case
-        slowest: float = 3.0,  # seconds of a single call that is still measured
+        slowest: float = 1.5,  # seconds of a single call that is still measured
         compile_seconds: float = 60.0,  # for all compilations together
     ) -> None:
         self.device_type = device_type
@@ -171,7 +172,8 @@ class _Bench:
         mixer = provider.name in MIXERS
         truth = self._truth if mixer else None
         if truth is None:
-            truth = exact(provider, self._x, parameters, self._dy)
+            with all_threads():
+                truth = exact(provider, self._x, parameters, self._dy)
         if mixer:
             self._truth = truth
         y_error = y_bound = 0.0
@@ -207,7 +209,7 @@ class _Bench:
         return meter.row(
             case,
             provider=provider.name,
-            protocol="paired",
+            protocol=samples.protocol,
             samples=len(samples.ours),
             **_spread("", ours),
             **_spread("call_", ours),
@@ -240,9 +242,7 @@ class _Bench:
         eager = self._eager_times
         ratio = timing.NONE
         if eager:
-            ratio = timing.Quantiles(
-                eager["p20"] / device.p80, eager["p50"] / device.p50, eager["p80"] / device.p20
-            )
+            ratio = timing.Quantiles(eager["p20"] / device.p80, eager["p50"] / device.p50, eager["p80"] / device.p20)
         return meter.row(
             case,
             provider=provider.name,
@@ -284,6 +284,17 @@ def _rounded(truth: Tensor, dtype: torch.dtype, extra: float) -> float:
 def _line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}"
+
+
+@contextmanager
+def all_threads() -> Iterator[None]:
+    """Use every core in the body."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

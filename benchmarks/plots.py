@@ -60,14 +60,18 @@ def complexity(plt: Any, rows: Rows) -> Any:
     for axis, direction in zip(axes[0], directions, strict=True):
         for name in COLOURS:
             points = sorted(
-                (row.height * row.width, row.p50_us) for row in sweep if (row.provider, row.direction) == (name, direction)
+                (row.height * row.width, row.p50_us)
+                for row in sweep
+                if (row.provider, row.direction) == (name, direction)
             )
             if not points:
                 continue
             exponent = fits.get((name, direction))
             label = NAMES.get(name, name) + (f"  ~ N$^{{{exponent:.2f}}}$" if exponent is not None else "")
             wide = 2.6 if name in FUSED else 1.4
-            axis.plot(*zip(*points, strict=True), marker=MARKERS[name], color=COLOURS[name], label=label, linewidth=wide)
+            axis.plot(
+                *zip(*points, strict=True), marker=MARKERS[name], color=COLOURS[name], label=label, linewidth=wide
+            )
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xlabel("tokens N = H x W")
@@ -91,7 +95,9 @@ def speedup(plt: Any, rows: Rows) -> Any:
     width = 0.8 / len(series)
     for place, (provider, direction) in enumerate(series):
         bars = {
-            (row.case, row.batch, row.dtype): row for row in found if (row.provider, row.direction) == (provider, direction)
+            (row.case, row.batch, row.dtype): row
+            for row in found
+            if (row.provider, row.direction) == (provider, direction)
         }
         xs = [index + (place - (len(series) - 1) / 2) * width for index, case in enumerate(cases) if case in bars]
         chosen = [bars[case] for case in cases if case in bars]
@@ -112,7 +118,8 @@ def speedup(plt: Any, rows: Rows) -> Any:
     axis.set_xticks(range(len(cases)), [f"{case}\nB={batch}\n{dtype}" for case, batch, dtype in cases], fontsize=8)
     axis.set_ylabel("times faster than eager")
     axis.set_title("Fused mixer against eager PyTorch, by channels @ height x width")
-    axis.legend(fontsize=9, frameon=False)
+    axis.margins(y=0.15)
+    axis.legend(fontsize=9, frameon=False, loc="upper right", ncols=len(series) + 1)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     return figure
 
@@ -130,7 +137,9 @@ def roofline(plt: Any, rows: Rows) -> Any:
         points = [(row.gb_per_s * row.p50_us / 1e3, row.p50_us) for row in found if row.provider == name]
         if points:
             colour, marker = COLOURS[name], MARKERS[name]
-            axis.plot(*zip(*points, strict=True), linestyle="", marker=marker, color=colour, label=NAMES.get(name, name))
+            axis.plot(
+                *zip(*points, strict=True), linestyle="", marker=marker, color=colour, label=NAMES.get(name, name)
+            )
     if copies:
         sizes = sorted(row.gb_per_s * row.p50_us / 1e3 for row in found)
         ends = [sizes[0], sizes[-1]]

@@ -11,10 +11,11 @@ from benchmarks.results import Result, newest, read
 from benchmarks.tables import Rows
 
 
-
 def compared(rows: Rows) -> list[str]:
     """The suites that compare providers case by case."""
-    return [suite for suite in dict.fromkeys(row.suite for row in rows.all) if suite not in ("machine", "sweep", "threads")]
+    return [
+        suite for suite in dict.fromkeys(row.suite for row in rows.all) if suite not in ("machine", "sweep", "threads")
+    ]
 
 
 def summary(rows: Rows) -> str:
@@ -62,10 +63,15 @@ def text(rows: Rows, pictures: Sequence[str]) -> str:
     sections = (
         ("Fused against eager", tables.fused_table(rows, compared(rows))),
         ("Growth with the number of tokens", tables.growth_table(rows)),
-        ("Time of a call, µs", tables.mixers_table(rows, (*compared(rows), "sweep"), lambda row: row.p50_us, tables.microseconds)),
+        (
+            "Time of a call, µs",
+            tables.mixers_table(rows, (*compared(rows), "sweep"), lambda row: row.p50_us, tables.microseconds),
+        ),
         (
             "Peak extra memory of a call, MiB",
-            tables.mixers_table(rows, (*compared(rows), "sweep"), lambda row: row.peak_bytes / 2**20, lambda mib: f"{mib:.1f}"),
+            tables.mixers_table(
+                rows, (*compared(rows), "sweep"), lambda row: row.peak_bytes / 2**20, lambda mib: f"{mib:.1f}"
+            ),
         ),
         ("Wrong, and therefore not timed", "\n".join(f"- {line}" for line in tables.failures(rows.all))),
         ("Not measured", "\n".join(f"- {line}" for line in tables.skips(rows.all))),

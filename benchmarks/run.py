@@ -14,23 +14,22 @@ from benchmarks.measure import Meter
 from benchmarks.providers import COMPILED, FUSED, OTHERS, PROVIDERS
 from benchmarks.results import Result, Writer
 
-# Who takes part where nobody says: compilation takes seconds a case, so only three shapes of the headline get it.
-COMPILED_CASES = ((128, 32), (256, 16), (320, 8))
+# Who takes part where nobody says. A copy has no backward pass worth timing.
 BY_SUITE: dict[str, tuple[str, ...]] = {
-    "headline": ("eager", *FUSED, "clone", *COMPILED[:1], *OTHERS),
-    "early": ("eager", *FUSED, "clone", *OTHERS),
+    "headline": ("eager", *FUSED, "clone"),
+    "early": ("eager", *FUSED, "clone"),
     "single": ("eager", *FUSED),
-    "threads": FUSED,
+    "threads": ("eager", *FUSED),
     "sweep": ("eager", *FUSED, "clone", *OTHERS),
+    "mixers": ("eager", *FUSED, "clone", *OTHERS),
+    "compiled": ("eager", *FUSED, "eager-graph", *COMPILED),
 }
 
 
 def providers_for(case: Case) -> tuple[str, ...]:
     """The providers of a case, the baseline first."""
     names = BY_SUITE.get(case.suite, ("eager", *FUSED, "clone", *OTHERS))
-    if (case.channels, case.height) not in COMPILED_CASES:
-        names = tuple(name for name in names if name not in COMPILED)
-    return names
+    return tuple(name for name in names if name != "clone" or case.direction == "forward")
 
 
 def run(
@@ -63,7 +62,7 @@ def run(
 
 def _usable(meter: Meter) -> set[str]:
     """Providers that belong to this kind of device; the rest would be rows that say nothing."""
-    other = {"cuda": {"cpu"}, "cpu": {"triton", "cuda", "eager-graph"}}
+    other = {"cuda": {"cpu"}, "cpu": {"triton", "cuda", "eager-graph", "compile-autotune"}}
     return set(PROVIDERS) - other[meter.device]
 
 
@@ -80,14 +79,14 @@ def peak_rate(meter: Meter) -> Result:
     a, b = (torch.randn(size, size, device=meter.device) for _ in range(2))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    seconds = min(_timed(lambda: a @ b) for _ in range(12))
+    seconds = min(_timed(lambda: a @ b) for _ in range(40))
     torch.set_num_threads(before)
     case = Case("machine", 1, size, size, size)
     return meter.row(
         case,
         case=f"product of {size} x {size} matrices",
         provider="matmul",
-        protocol="fastest of 12",
+        protocol="fastest of 40",
         input="random",
         p50_us=seconds * 1e6,
         gflop_per_s=2 * size**3 / seconds / 1e9,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from benchmarks.growth import UPPER_PART, exponents
 from benchmarks.results import Result
@@ -62,8 +63,10 @@ class Rows:
     def _key(row: Result, provider: str) -> tuple[object, ...]:
         return row.suite, row.case, row.batch, row.dtype, row.direction, row.threads, provider
 
-    def beside(self, row: Result, provider: str) -> Result | None:
-        """Another provider's good row for the same case."""
+    def beside(self, row: Result, provider: str, direction: str | None = None) -> Result | None:
+        """Another provider's good row for the same case, or for its other pass."""
+        if direction is not None:
+            row = replace(row, direction=direction)
         found = self._by.get(self._key(row, provider))
         return found if found is not None and found.status == "OK" else None
 
@@ -83,7 +86,7 @@ def fused_table(rows: Rows, suites: Sequence[str]) -> str:
 
     def cells(row: Result) -> list[str]:
         eager = rows.beside(row, "eager")
-        clone = rows.beside(row, "clone")
+        clone = rows.beside(row, "clone", "forward")
         name = f"{row.case}, B={row.batch}, {row.dtype}, {row.direction}, {row.provider}"
         return [
             name,
@@ -102,7 +105,9 @@ def fused_table(rows: Rows, suites: Sequence[str]) -> str:
     return markdown(header, map(cells, found)) if found else ""
 
 
-def mixers_table(rows: Rows, suites: Sequence[str], value: Callable[[Result], float], text: Callable[[float], str]) -> str:
+def mixers_table(
+    rows: Rows, suites: Sequence[str], value: Callable[[Result], float], text: Callable[[float], str]
+) -> str:
     """One number for each provider (across) and case (down)."""
     found = [row for suite in suites for row in rows.good(suite)]
     cases = list(dict.fromkeys((row.suite, row.case, row.batch, row.dtype, row.direction) for row in found))
@@ -111,7 +116,10 @@ def mixers_table(rows: Rows, suites: Sequence[str], value: Callable[[Result], fl
     for row in found:
         table[row.suite, row.case, row.batch, row.dtype, row.direction][row.provider] = text(value(row))
     lines = (
-        [f"{case}, B={batch}, {dtype}, {direction}", *(table[suite, case, batch, dtype, direction].get(n, "-") for n in names)]
+        [
+            f"{case}, B={batch}, {dtype}, {direction}",
+            *(table[suite, case, batch, dtype, direction].get(n, "-") for n in names),
+        ]
         for suite, case, batch, dtype, direction in cases
     )
     return markdown(["case", *(NAMES.get(name, name) for name in names)], lines) if found else ""
@@ -147,16 +155,21 @@ def headlines(rows: Rows) -> list[str]:
                     f"(lowest {low:.2f}x, highest {high:.2f}x)."
                 )
     for direction in directions:
-        pairs = [(row, rows.beside(row, "compile")) for row in rows.good("headline", FUSED, direction=direction)]
+        pairs = [(row, rows.beside(row, "compile")) for row in rows.good("compiled", FUSED, direction=direction)]
         ratios = [compiled.p50_us / row.p50_us for row, compiled in pairs if compiled]
         if ratios:
             said.append(
-                f"Against torch.compile, {direction}: {geometric_mean(ratios):.2f}x, geometric mean over {len(ratios)} cases."
+                f"Against torch.compile, {direction}: {geometric_mean(ratios):.2f}x, geometric mean over "
+                f"{len(ratios)} cases."
             )
-    for row in rows.good("single", FUSED):
-        said.append(f"Batch 1, {row.case}, {row.direction}: {row.ratio_p50:.2f}x eager ({row.p50_us:.0f} µs).")
-    for row in rows.good("threads", FUSED, threads=2):
-        said.append(f"Two threads, B={row.batch}, {row.case}, {row.direction}: {row.ratio_p50:.2f}x one thread.")
+    said += [
+        f"Batch 1, {row.case}, {row.direction}: {row.ratio_p50:.2f}x eager ({row.p50_us:.0f} µs)."
+        for row in rows.good("single", FUSED)
+    ]
+    said += [
+        f"Two threads, B={row.batch}, {row.case}, {row.direction}: {row.ratio_p50:.2f}x one thread."
+        for row in rows.good("threads", FUSED, threads=2)
+    ]
     said += _memory(rows) + _arithmetic(rows)
     tried = [row for row in rows.all if row.provider in FUSED]
     if tried and not any(row.status == "OK" for row in tried):
@@ -165,14 +178,13 @@ def headlines(rows: Rows) -> list[str]:
 
 
 def _memory(rows: Rows) -> list[str]:
-    said = []
-    for row in rows.good("threads", FUSED, threads=1):
-        if (eager := rows.beside(row, "eager")) and row.peak_bytes:
-            said.append(
-                f"Peak extra memory, B={row.batch}, {row.case}, {row.direction}: {row.peak_bytes / 2**20:.1f} MiB, "
-                f"1/{eager.peak_bytes / row.peak_bytes:.1f} of eager's {eager.peak_bytes / 2**20:.1f} MiB."
-            )
-    return said
+    pairs = [(row, rows.beside(row, "eager")) for row in rows.good("threads", FUSED, threads=1)]
+    return [
+        f"Peak extra memory, B={row.batch}, {row.case}, {row.direction}: {row.peak_bytes / 2**20:.1f} MiB, "
+        f"1/{eager.peak_bytes / row.peak_bytes:.1f} of eager's {eager.peak_bytes / 2**20:.1f} MiB."
+        for row, eager in pairs
+        if eager and row.peak_bytes
+    ]
 
 
 def _arithmetic(rows: Rows) -> list[str]:

@@ -1,7 +1,10 @@
 """How a time is taken; the same protocol for everybody, `clone` included.
 
-On a CPU, `paired`: single calls, one of the provider and one of the baseline, alternating, after two of each. A hot loop
-over one provider flatters by 1.2x, for its data stay in the cache. Ratios are taken pair by pair.
+On a CPU, `paired`: single calls, one of the provider and one of the baseline, alternating, after two of each (none, if
+they take longer than a quarter of a second). A hot loop over one provider flatters by 1.2x, for its data stay in the
+cache. Ratios are taken pair by pair. Pairs during which
+the operating system took the core away for another program are dropped; `paired, disturbed` says that too few were left
+to do so.
 
 On a CUDA device, `graph`: calls on different inputs are captured into one CUDA graph, the level-2 cache is evicted by
 reading a buffer of twice its size, and the graph's replay is timed by events: no input and no output is in the cache,
@@ -18,6 +21,13 @@ from typing import NamedTuple
 
 import torch
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+SLOW = 0.25  # seconds
+ENOUGH = 5  # undisturbed pairs
 Run = Callable[[], object]
 
 
@@ -46,6 +56,7 @@ def quantiles(samples: Sequence[float]) -> Quantiles:
 
 
 class Paired(NamedTuple):
+    protocol: str
     ours: list[float]  # microseconds
     baseline: list[float]
 
@@ -63,23 +74,34 @@ def paired(
 ) -> Paired:
     """Single calls, alternating."""
     before = torch.get_num_threads()
-    samples = Paired([], [])
+    pairs: list[tuple[float, float]] = []
+    disturbed: list[bool] = []
     end = time.perf_counter() + seconds
     try:
         for turn in range(most + 2):
-            if turn >= 5 and time.perf_counter() > end:
+            if len(pairs) >= 3 and time.perf_counter() > end:
                 break
-            for run, count, into in zip((ours, baseline), threads, samples, strict=True):
+            preemptions = _preemptions()
+            times = []
+            for run, count in zip((ours, baseline), threads, strict=True):
                 if torch.get_num_threads() != count:
                     torch.set_num_threads(count)
                 start = time.perf_counter_ns()
                 run()
-                took = time.perf_counter_ns() - start
-                if turn >= 2:
-                    into.append(took / 1e3)
+                times.append((time.perf_counter_ns() - start) / 1e3)
+            if turn >= 2 or sum(times) > SLOW * 1e6:
+                pairs.append((times[0], times[1]))
+                disturbed.append(_preemptions() > preemptions)
     finally:
         torch.set_num_threads(before)
-    return samples
+    quiet = [pair for pair, bad in zip(pairs, disturbed, strict=True) if not bad]
+    protocol, pairs = ("paired", quiet) if len(quiet) >= ENOUGH else ("paired, disturbed", pairs)
+    return Paired(protocol, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+
+
+def _preemptions() -> int:
+    """How often this thread has lost its core to another program."""
+    return 0 if resource is None else resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
 def input_sets(

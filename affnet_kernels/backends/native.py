@@ -26,7 +26,7 @@ class Native:
     def __init__(
         self,
         name: str,  # the backend's name, and the device type it serves
-        extension: ModuleType | None,
+        extension: Any,  # the module `_C`, or None
         why_not: str,  # why `extension` is None
     ) -> None:
         self.NAME = name
@@ -65,7 +65,7 @@ class Native:
         sparsity_threshold: float,
         activation: str,
     ) -> Tensor:  # [B, C, H, W]
-        return torch.ops.affnet_kernels.native_forward(x, w1, b1, w2, b2, sparsity_threshold, activation)
+        return self._extension.native_forward(x, w1, b1, w2, b2, sparsity_threshold, activation)
 
     def backward(
         self,
@@ -80,7 +80,7 @@ class Native:
         input_grad: bool,
         parameter_grads: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return torch.ops.affnet_kernels.native_backward(
+        return self._extension.native_backward(
             dy, x, w1, b1, w2, b2, sparsity_threshold, activation, input_grad, parameter_grads
         )
 

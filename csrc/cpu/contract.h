@@ -36,67 +36,97 @@ void prepare_weight(Weight<T> to, const T* re, const T* im, T scale) {
   }
 }
 
-// N outputs from `first` on. kAdjoint: the inputs are the weight's outputs and it is conjugated.
-template <int N, bool kAdjoint, typename T>
-__attribute__((noinline)) void contract_tile(Channels<const T> x, int inputs, const Weight<T>& w, int first,
-                                             Channels<T> y) {
+template <typename T>
+struct Bias {  // [outputs]
+  const T* re;
+  const T* im;
+};
+
+// What becomes of a contraction: w^T x + b; relu(w^T x + b); conj(w) x; the same, added to what is there.
+enum class Contraction { kForward, kForwardRelu, kAdjoint, kAddAdjoint };
+
+constexpr bool is_adjoint(Contraction kind) { return kind >= Contraction::kAdjoint; }
+
+// N outputs from `first` on.
+template <int N, Contraction kKind, typename T>
+__attribute__((noinline)) void contract_tile(Channels<const T> x, int inputs, const Weight<T>& w, Bias<T> bias,
+                                             int first, Channels<T> y, int vectors) {
+  constexpr bool kAdjoint = is_adjoint(kKind);
   using V = Vec<T>;
   const ptrdiff_t input_stride = kAdjoint ? 1 : w.outputs, output_stride = kAdjoint ? w.outputs : 1;
-  const T* w_re = w.re + first * output_stride;
   const ptrdiff_t difference = w.difference - w.re, sum = w.sum - w.re;
-  V both[N], with_re[N], with_im[N];
-  unroll<N>([&](auto o) AFFNET_LAMBDA { both[o] = with_re[o] = with_im[o] = V(T(0)); });
-  for (int i = 0; i < inputs; ++i) {
-    const V re = V::load(x.re + i * x.stride), im = V::load(x.im + i * x.stride), both_parts = re + im;
+  for (int v = 0; v < vectors; ++v) {
+    const T* w_re = w.re + first * output_stride;
+    V both[N], with_re[N], with_im[N];
     unroll<N>([&](auto o) AFFNET_LAMBDA {
-      const T* const at = w_re + o * output_stride;
-      both[o] += both_parts * at[0];
-      with_re[o] += re * at[kAdjoint ? sum : difference];
-      with_im[o] += im * at[kAdjoint ? difference : sum];
+      both[o] = V(T(0));
+      with_re[o] = V(kAdjoint ? T(0) : bias.im[first + o]);
+      with_im[o] = V(kAdjoint ? T(0) : -bias.re[first + o]);
     });
-    w_re += input_stride;
+    for (int i = 0; i < inputs; ++i) {
+      const V re = V::load(x.re + i * x.stride), im = V::load(x.im + i * x.stride), both_parts = re + im;
+      unroll<N>([&](auto o) AFFNET_LAMBDA {
+        const T* const at = w_re + o * output_stride;
+        both[o] += both_parts * at[0];
+        with_re[o] += re * at[kAdjoint ? sum : difference];
+        with_im[o] += im * at[kAdjoint ? difference : sum];
+      });
+      w_re += input_stride;
+    }
+    unroll<N>([&](auto o) AFFNET_LAMBDA {
+      V re = kAdjoint ? both[o] + with_im[o] : both[o] - with_im[o];
+      V im = kAdjoint ? both[o] - with_re[o] : both[o] + with_re[o];
+      T* const to_re = y.re + (first + o) * y.stride;
+      T* const to_im = y.im + (first + o) * y.stride;
+      if constexpr (kKind == Contraction::kForwardRelu) {
+        re = activate<Activation::kRelu>(re), im = activate<Activation::kRelu>(im);
+      } else if constexpr (kKind == Contraction::kAddAdjoint) {
+        re += V::load(to_re), im += V::load(to_im);
+      }
+      re.store(to_re), im.store(to_im);
+    });
+    x = x + V::kLanes, y = y + V::kLanes;
   }
-  unroll<N>([&](auto o) AFFNET_LAMBDA {
-    (kAdjoint ? both[o] + with_im[o] : both[o] - with_im[o]).store(y.re + (first + o) * y.stride);
-    (kAdjoint ? both[o] - with_re[o] : both[o] + with_re[o]).store(y.im + (first + o) * y.stride);
-  });
 }
 
-// y = w^T x, or y = conj(w) x, for one vector of frequencies.
-template <bool kAdjoint, typename T>
-void contract(Channels<const T> x, const Weight<T>& w, Channels<T> y) {
+// For some vectors of frequencies: so many at once that a tile's weights are read from memory less often, and so few
+// that x and y stay in the first cache.
+template <Contraction kKind, typename T>
+void contract(Channels<const T> x, const Weight<T>& w, Bias<T> bias, Channels<T> y, int vectors) {
+  constexpr bool kAdjoint = is_adjoint(kKind);
   const int inputs = kAdjoint ? w.outputs : w.inputs, outputs = kAdjoint ? w.inputs : w.outputs;
   const int tiles = (outputs + kTileOutputs - 1) / kTileOutputs;
   int first = 0;
   for (int tile = 0; tile < tiles; ++tile) {
     const int count = (outputs - first + tiles - tile - 1) / (tiles - tile);  // tiles of equal size, or one less
+    const auto run = [&](auto n) AFFNET_LAMBDA { contract_tile<n, kKind>(x, inputs, w, bias, first, y, vectors); };
     switch (count) {
       case 1:
-        contract_tile<1, kAdjoint>(x, inputs, w, first, y);
+        run(std::integral_constant<int, 1>{});
         break;
       case 2:
-        contract_tile<2, kAdjoint>(x, inputs, w, first, y);
+        run(std::integral_constant<int, 2>{});
         break;
       case 3:
-        contract_tile<3, kAdjoint>(x, inputs, w, first, y);
+        run(std::integral_constant<int, 3>{});
         break;
       case 4:
-        contract_tile<4, kAdjoint>(x, inputs, w, first, y);
+        run(std::integral_constant<int, 4>{});
         break;
       default:
         if constexpr (kTileOutputs == 8) {
           switch (count) {
             case 5:
-              contract_tile<5, kAdjoint>(x, inputs, w, first, y);
+              run(std::integral_constant<int, 5>{});
               break;
             case 6:
-              contract_tile<6, kAdjoint>(x, inputs, w, first, y);
+              run(std::integral_constant<int, 6>{});
               break;
             case 7:
-              contract_tile<7, kAdjoint>(x, inputs, w, first, y);
+              run(std::integral_constant<int, 7>{});
               break;
             default:
-              contract_tile<8, kAdjoint>(x, inputs, w, first, y);
+              run(std::integral_constant<int, 8>{});
           }
         }
     }

@@ -22,19 +22,28 @@ size_t scratch_bytes(const Call<T>& call, bool backward) {
 }
 
 template <typename T>
+Tile tile_at(const Call<T>& call, int64_t k, int64_t index) {
+  const Group group = group_of(call, index);
+  return {k, group.first, group.images_log2};
+}
+
+constexpr Tile kNoTile{-1, 0, 0};
+
+template <typename T>
 void forward(const Call<T>& call, int64_t begin, int64_t end, char* memory) {
   const Scratch<T> scratch(call, false, memory);
   const T s = transform_scale(call), scale = s * s / 2;
   const int64_t groups = call.groups();
   for (int64_t k = begin / groups; k * groups < end; ++k) {
     const Block<T> block(call, k, scratch, s / 2);
-    const int64_t last = end - k * groups < groups ? end - k * groups : groups;
-    for (int64_t i = begin > k * groups ? begin - k * groups : 0; i < last; ++i) {
-      const Group group = group_of(call, i);
-      if (forward_tile(call, block, k, group.first, group.images_log2, scale, scratch)) continue;
-      // Images of a tile share transforms: what is not finite in one spoils the others, so each goes alone.
-      for (int64_t image = 0; group.images_log2 > 0 && image < int64_t{1} << group.images_log2; ++image) {
-        forward_tile(call, block, k, group.first + image, 0, scale, scratch);
+    const int64_t last = end < (k + 1) * groups ? end : (k + 1) * groups;
+    for (int64_t i = begin > k * groups ? begin : k * groups; i < last; ++i) {
+      const Tile tile = tile_at(call, k, i % groups);
+      const Tile next = i + 1 < end ? tile_at(call, (i + 1) / groups, (i + 1) % groups) : kNoTile;
+      if (forward_tile(call, block, tile, next, scale, scratch)) continue;
+      // Images of a tile share transforms: what is not finite in one spoils the others, so each is done again alone.
+      for (int64_t image = 0; tile.images_log2 > 0 && image < int64_t{1} << tile.images_log2; ++image) {
+        forward_tile(call, block, Tile{k, tile.first + image, 0}, kNoTile, scale, scratch);
       }
     }
   }
@@ -46,19 +55,30 @@ void backward(const Call<T>& call, int k, int64_t begin, int64_t end, T* partial
   const T s = transform_scale(call), scale = s * s / 2;
   const Block<T> block(call, k, scratch, s / 2);
   const int64_t size = call.parameter_grads ? call.partial_size() : 0;
-  const int64_t weight_1 = int64_t{2} * call.size * call.hidden;
-  for (int64_t i = 0; i < size; ++i) partial[i] = 0;
-  for (int64_t index = begin; index < end; ++index) {
-    const Group group = group_of(call, index);
-    for (int64_t i = 0; i < size; ++i) scratch.partial[i] = 0;
-    if (!backward_tile(call, block, k, group.first, group.images_log2, scale, scratch) && group.images_log2 > 0) {
-      for (int64_t i = 0; i < size; ++i) scratch.partial[i] = 0;
-      for (int64_t image = 0; image < int64_t{1} << group.images_log2; ++image) {
-        backward_tile(call, block, k, group.first + image, 0, scale, scratch);
+  const auto clear = [&] {
+    for (int64_t j = 0; j < size; ++j) partial[j] = 0;
+  };
+  clear();
+  bool finite = true;
+  for (int64_t i = begin; i < end && (finite || call.images_log2 == 0); ++i) {
+    const bool last_of_block = i + 1 == end;
+    // What follows in the next block is another call's work, but most often this thread's.
+    const Tile next = !last_of_block        ? tile_at(call, k, i + 1)
+                      : k + 1 < call.blocks ? tile_at(call, k + 1, begin)
+                                            : kNoTile;
+    finite = backward_tile(call, block, tile_at(call, k, i), next, scale, partial, scratch);
+  }
+  if (!finite && call.images_log2 > 0) {  // as in forward
+    clear();
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile tile = tile_at(call, k, i);
+      for (int64_t image = 0; image < int64_t{1} << tile.images_log2; ++image) {
+        backward_tile(call, block, Tile{k, tile.first + image, 0}, kNoTile, scale, partial, scratch);
       }
     }
-    for (int64_t i = 0; i < size; ++i) partial[i] += scratch.partial[i] * (i < weight_1 ? scale * s / 2 : scale);
   }
+  const int64_t weight_1 = int64_t{2} * call.size * call.hidden;
+  for (int64_t j = 0; j < size; ++j) partial[j] *= j < weight_1 ? scale * s / 2 : scale;
 }
 
 template <typename T>

@@ -36,17 +36,17 @@ struct FftPlan {
 
 // How the planes of one channel in a tile of `images` images lie in scratch memory.
 //
-// Columns are numbered through the images, columns = images * width; column j shares a complex transform with column
-// j + pairs. Of its spectrum the rows 0 .. height / 2 are kept; rows 0 and height / 2 are real by then and share a
-// complex row. For odd heights the rows 0 of two images do. A row (image, kh) yields two slots for each kw <= width /
+// Columns are numbered through the images, `pitch` from one image to the next; column j shares a complex transform with
+// column j + pairs. Of its spectrum the rows 0 .. height / 2 are kept; rows 0 and height / 2 are real by then and share
+// a complex row. For odd heights the rows 0 of two images do. A row (image, kh) yields two slots for each kw <= width /
 // 2: frequencies (kh, kw) and (-kh, kw); a shared row yields (0, kw) and (height / 2, kw), or kw of its two images.
 // That is every frequency of the half spectrum once, except that for odd heights a lone image leaves slots that hold
 // zero.
 template <typename T>
 struct Geometry {
   int height, width, images;
-  int columns;
-  int pairs;
+  int pitch;  // width, or more where images then fill vectors or halves of them
+  int pairs;  // half of all columns
   int staging_stride;
   int row_stride;       // of one part of a row: the row buffer is [(height + 1) / 2, 2, row_stride]
   int rows;             // complex rows

@@ -119,6 +119,13 @@ class Tables {
 
 int round_up(int value, int to) { return (value + to - 1) / to * to; }
 
+// Lanes that a row of a small image takes: a vector or half of one, so that it needs no copy to share vectors.
+int64_t pitch_of(int64_t width, int lanes) {
+  if (width < lanes && 2 * width > lanes) return lanes;
+  if (2 * width < lanes && 4 * width > lanes) return lanes / 2;
+  return width;
+}
+
 template <typename T>
 struct OwnedGeometry {
   Geometry<T> geometry{};
@@ -127,8 +134,8 @@ struct OwnedGeometry {
   OwnedGeometry(int height, int width, int images, int lanes) {
     Geometry<T>& g = geometry;
     g.height = height, g.width = width, g.images = images;
-    g.columns = images * width;
-    g.pairs = (g.columns + 1) / 2;
+    g.pitch = images == 1 ? width : static_cast<int>(pitch_of(width, lanes));
+    g.pairs = (images * g.pitch + 1) / 2;
     // Loads and stores reach up to a vector beyond the last column.
     g.staging_stride = round_up(2 * g.pairs + lanes, lanes);
     g.row_stride = round_up(2 * g.pairs + lanes, lanes);
@@ -142,13 +149,13 @@ struct OwnedGeometry {
     };
     for (int image = 0; image < images; ++image) {
       for (int kh = even ? 0 : 1; kh < (even ? height / 2 : half); ++kh) {
-        const int row = 2 * kh * g.row_stride + image * width;
+        const int row = 2 * kh * g.row_stride + image * g.pitch;
         add(row, row + g.row_stride, even && kh == 0);
       }
     }
     for (int image = 0; !even && image < (images + 1) / 2; ++image) {
-      const int partner = images == 1 ? g.row_stride : (image + images / 2) * width;
-      add(image * width, partner, true);
+      const int partner = images == 1 ? g.row_stride : (image + images / 2) * g.pitch;
+      add(image * g.pitch, partner, true);
     }
     g.rows = static_cast<int>(re.size());
     while (re.size() % lanes != 0) add(re[0], im[0], shared[0] != 0);
@@ -173,7 +180,8 @@ int choose_images_log2(int64_t batch, int64_t height, int64_t width, int64_t siz
     const int64_t images = int64_t{1} << log2;
     if (log2 > 0 && images * height * (width / 2 + 1) * size * 2 * static_cast<int64_t>(value_bytes) > kTileBytes)
       break;
-    const int64_t columns = (images * width + 1) / 2, rows = (images * height + 1) / 2;
+    const int64_t columns = log2 == 0 ? (width + 1) / 2 : images / 2 * pitch_of(width, lanes),
+                  rows = (images * height + 1) / 2;
     const auto blocks = [&](int64_t count) { return (count + lanes - 1) / lanes; };
     const double cost =
         static_cast<double>(blocks(columns) * height + blocks(rows) * width) / static_cast<double>(images);

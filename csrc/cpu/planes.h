@@ -13,31 +13,100 @@ struct Planes {
   Storage storage;
 };
 
-// Column j of the first of each pair is re[h * stride + j], of the second im[h * stride + j].
+// How a vector of columns lies in memory: as it is; its first lanes only; its two halves in two images.
+enum class Access { kWhole, kFirst, kHalves };
+
+// The columns that are transformed together, the first of each pair and the second, row by row.
 template <typename T>
 struct Columns {
-  T* re;
-  T* im;
+  T* first;
+  T* second;
   ptrdiff_t stride;
+  ptrdiff_t block_step;  // from one block of lanes to the next, unless kWhole
+  ptrdiff_t half_step;   // kHalves: from one half to the other
+  int count;             // lanes in use, of a vector or of a half
+  Access access;
 };
+
+template <Access kAccess, typename T>
+AFFNET_INLINE Vec<std::remove_const_t<T>> load_columns(const Columns<T>& columns, T* p) {
+  using V = Vec<std::remove_const_t<T>>;
+  if constexpr (kAccess == Access::kWhole) return V::load(p);
+  if constexpr (kAccess == Access::kFirst) return load_first(p, columns.count);
+  return load_halves(p, p + columns.half_step, columns.count);
+}
+
+template <Access kAccess, typename T>
+AFFNET_INLINE void store_columns(const Columns<T>& columns, Vec<T> v, T* p) {
+  if constexpr (kAccess == Access::kWhole) {
+    v.store(p);
+  } else if constexpr (kAccess == Access::kFirst) {
+    store_first(v, p, columns.count);
+  } else {
+    store_halves(v, p, p + columns.half_step, columns.count);
+  }
+}
 
 template <typename T>
 constexpr Storage kOwnStorage = sizeof(T) == 8 ? Storage::kFloat64 : Storage::kFloat32;
 
-// The planes as they are, if pairs of columns are whole vectors in them; else null: they go through the staging buffer.
+AFFNET_INLINE int64_t storage_bytes(Storage storage) {
+  return storage == Storage::kFloat64 ? 8 : storage == Storage::kFloat32 ? 4 : 2;
+}
+
+// Asks the memory for runs of bytes, a little at each step of a computation that needs few of them itself.
+class Prefetcher {
+ public:
+  void add(const void* data, int64_t bytes) {
+    if (count_ == kMostRuns) return;
+    runs_[count_++] = {static_cast<const char*>(data), bytes < kMostBytes ? bytes : kMostBytes};
+    bytes_ += runs_[count_ - 1].bytes;
+  }
+  void divide(int64_t steps) { share_ = bytes_ / steps + kLine; }
+  AFFNET_INLINE void advance() {
+    for (int64_t left = share_; left > 0 && run_ < count_; left -= kLine) {
+      __builtin_prefetch(runs_[run_].data + position_, 0, 2);
+      position_ += kLine;
+      if (position_ >= runs_[run_].bytes) ++run_, position_ = 0;
+    }
+  }
+
+ private:
+  static constexpr int kMostRuns = 3 << kMaxImagesLog2, kLine = 64;
+  static constexpr int64_t kMostBytes = 128 << 10;  // more would drive out what the computation works on
+  struct Run {
+    const char* data;
+    int64_t bytes;
+  };
+  Run runs_[kMostRuns];
+  int count_ = 0, run_ = 0;
+  int64_t bytes_ = 0, share_ = 0, position_ = 0;
+};
+
+// The planes as they are, if vectors of columns can be loaded from them; else null: they go through staging memory.
 template <typename T, typename G, typename Pointee>
 Columns<T> direct_columns(const Geometry<G>& g, const Planes<Pointee>& planes) {
-  const bool split_plane = g.images == 1 && g.width % 2 == 0;
-  if (planes.storage != kOwnStorage<G> || !(split_plane || g.images == 2) || g.pairs < Vec<G>::kLanes) {
-    return {nullptr, nullptr, 0};
-  }
+  constexpr int kLanes = Vec<G>::kLanes;
   T* const data = static_cast<T*>(planes.data);
-  return {data, data + (split_plane ? g.pairs : planes.image_stride), g.width};
+  const ptrdiff_t half = planes.image_stride * (g.images / 2);
+  if (planes.storage == kOwnStorage<G>) {
+    if (g.images == 1 && g.width % 2 == 0) {
+      return {data, data + g.pairs, g.width, 0, 0, g.pairs, g.pairs < kLanes ? Access::kFirst : Access::kWhole};
+    }
+    if (g.images == 2 && g.width >= kLanes) return {data, data + half, g.width, 0, 0, kLanes, Access::kWhole};
+    if (g.images >= 2 && g.pitch == kLanes) {
+      return {data, data + half, g.width, planes.image_stride, 0, g.width, Access::kFirst};
+    }
+    if (kHasHalves && g.images >= 4 && g.pitch == kLanes / 2) {
+      return {data, data + half, g.width, 2 * planes.image_stride, planes.image_stride, g.width, Access::kHalves};
+    }
+  }
+  return {nullptr, nullptr, 0, 0, 0, 0, Access::kWhole};
 }
 
 template <typename T>
 Columns<T> staged_columns(const Geometry<T>& g, T* staging) {
-  return {staging, staging + g.pairs, g.staging_stride};
+  return {staging, staging + g.pairs, g.staging_stride, 0, 0, Vec<T>::kLanes, Access::kWhole};
 }
 
 // float16 and bfloat16 by integer arithmetic: no instruction beyond the baseline, and the compiler vectorises it.
@@ -114,18 +183,17 @@ void store_row(const T* staged, const void* residual, void* out, int64_t offset,
 }
 
 template <typename T>
-Columns<const T> load_columns(const Geometry<T>& g, const Planes<const void>& x, T* staging) {
-  const Columns<const T> direct = direct_columns<const T>(g, x);
-  if (direct.re) return direct;
+Columns<const T> staged(const Geometry<T>& g, const Planes<const void>& x, T* staging) {
   for (int h = 0; h < g.height; ++h) {
     T* const row = staging + static_cast<ptrdiff_t>(h) * g.staging_stride;
     for (int image = 0; image < g.images; ++image) {
-      stage_row(row + image * g.width, x.data, image * x.image_stride + h * g.width, g.width, x.storage);
+      const int64_t offset = image * x.image_stride + static_cast<int64_t>(h) * g.width;
+      stage_row(row + image * g.pitch, x.data, offset, g.width, x.storage);
     }
-    if (g.columns % 2 != 0) row[g.columns] = 0;  // paired with the last column of the first half
+    if (g.images == 1 && g.width % 2 != 0) row[g.width] = 0;  // paired with the last column of the first half
   }
-  const Columns<T> staged = staged_columns(g, staging);
-  return {staged.re, staged.im, staged.stride};
+  const Columns<T> columns = staged_columns(g, staging);
+  return {columns.first, columns.second, columns.stride, 0, 0, columns.count, columns.access};
 }
 
 template <typename T>
@@ -134,8 +202,8 @@ void store_staged(const Geometry<T>& g, const T* staging, const Planes<const voi
   for (int h = 0; h < g.height; ++h) {
     const T* const row = staging + static_cast<ptrdiff_t>(h) * g.staging_stride;
     for (int image = 0; image < g.images; ++image) {
-      store_row(row + image * g.width, x.data, out.data, image * x.image_stride + static_cast<int64_t>(h) * g.width,
-                g.width, x.storage, finite);
+      const int64_t offset = image * x.image_stride + static_cast<int64_t>(h) * g.width;
+      store_row(row + image * g.pitch, x.data, out.data, offset, g.width, x.storage, finite);
     }
   }
 }

@@ -10,8 +10,15 @@
 
 namespace affnet::AFFNET_CAPABILITY {
 
-// Frequencies of a backward step: long enough for the weights' gradients to stay in registers, short enough for L2.
-inline constexpr int kBlockSlots = 512;
+// Slots of a backward block, at most: long enough for the sums that are the weights' gradients to stay in registers,
+// short enough for the second cache.
+inline constexpr int kMostBlockSlots = 768;
+
+// Vectors of slots that go through the layers together: what a step reads and writes fits the first cache.
+AFFNET_INLINE int step_vectors(int size, int hidden) {
+  const int vectors = 64 / (size > hidden ? size : hidden);
+  return vectors < 2 ? 2 : vectors > 8 ? 8 : vectors;
+}
 
 constexpr ptrdiff_t round_up(ptrdiff_t value, ptrdiff_t to) { return (value + to - 1) / to * to; }
 
@@ -36,15 +43,14 @@ template <typename T>
 struct Scratch {
   TransformScratch<T> transform{};
   Weight<T> w1, w2;
-  T* X;        // [D, 2, slot_stride], spectrum of x, then of the branch
-  T* G;        // [D, 2, slot_stride], spectrum of dy, then of dx - dy
-  T* hidden;   // [Dh, 2, lanes], pre-activations of a vector of slots
-  T* mask;     // [D, 2, lanes]
-  T* O1;       // [Dh, 2, block]
-  T* dP1;      // [Dh, 2, block]
-  T* dP2;      // [D, 2, block]
-  T* partial;  // the parameters' gradients of one tile
-  ptrdiff_t block;
+  T* X;       // [D, 2, slot_stride], spectrum of x, then of the branch
+  T* G;       // [D, 2, slot_stride], spectrum of dy, then of dx - dy
+  T* hidden;  // [Dh, 2, lanes], pre-activations of a vector of slots
+  T* mask;    // [D, 2, lanes]
+  T* O1;      // [Dh, 2, block]
+  T* dP1;     // [Dh, 2, block]
+  T* dP2;     // [D, 2, block]
+  ptrdiff_t step, block;
   size_t bytes;
 
   Scratch(const Call<T>& call, bool backward, char* base) {
@@ -72,25 +78,19 @@ struct Scratch {
       w->outputs = w == &w1 ? call.hidden : call.size;
     }
     X = arena.take<T>(size * 2 * slots);
-    hidden = arena.take<T>(hidden_size * 2 * kLanes);
-    mask = arena.take<T>(size * 2 * kLanes);
+    step = step_vectors(call.size, call.hidden) * kLanes;
+    hidden = arena.take<T>(hidden_size * 2 * step);
+    mask = arena.take<T>(size * 2 * step);
     if (backward) {
-      block = slots < kBlockSlots ? slots : kBlockSlots;
+      block = slots < kMostBlockSlots ? slots : kMostBlockSlots;
       block = round_up(block, kLanes) + kLanes;  // off powers of two
       G = arena.take<T>(size * 2 * slots);
       O1 = arena.take<T>(hidden_size * 2 * block);
       dP1 = arena.take<T>(hidden_size * 2 * block);
       dP2 = arena.take<T>(size * 2 * block);
-      partial = arena.take<T>(call.partial_size());
     }
     bytes = arena.used();
   }
-};
-
-template <typename T>
-struct Bias {  // [channels]
-  const T* re;
-  const T* im;
 };
 
 // The parameters of one block, its weights ready for `contract`.
@@ -117,89 +117,97 @@ AFFNET_INLINE Channels<const T> read(Channels<T> channels) {
   return {channels.re, channels.im, channels.stride};
 }
 
-// X = mask(X) * X at every slot.
-template <Activation kActivation, typename T>
-void spectral_map(const Call<T>& call, const Geometry<T>& g, const Block<T>& block, const Scratch<T>& scratch) {
-  using V = Vec<T>;
-  const V threshold(call.threshold);
-  const Channels<T> hidden = interleaved(scratch.hidden, V::kLanes);
-  const Channels<T> mask = interleaved(scratch.mask, V::kLanes);
-  for (int slot = 0; slot < g.slots; slot += V::kLanes) {
-    const Channels<T> X = interleaved(scratch.X, g.slot_stride) + slot;
-    contract<false>(read(X), block.w1, hidden);
-    for (int o = 0; o < call.hidden; ++o) {
-      T* const re = hidden.re + o * hidden.stride;
-      T* const im = hidden.im + o * hidden.stride;
-      activate<kActivation>(V::load(re) + V(block.b1.re[o])).store(re);
-      activate<kActivation>(V::load(im) + V(block.b1.im[o])).store(im);
-    }
-    contract<false>(read(hidden), block.w2, mask);
-    for (int c = 0; c < call.size; ++c) {
-      const V m_re = soft_shrink(V::load(mask.re + c * mask.stride) + V(block.b2.re[c]), threshold);
-      const V m_im = soft_shrink(V::load(mask.im + c * mask.stride) + V(block.b2.im[c]), threshold);
-      T* const re = X.re + c * X.stride;
-      T* const im = X.im + c * X.stride;
-      const V x_re = V::load(re), x_im = V::load(im);
-      (m_re * x_re - m_im * x_im).store(re);
-      (m_re * x_im + m_im * x_re).store(im);
-    }
+// f(c, v) for each of `count` channels and each vector of a step, v its first value.
+template <typename F>
+AFFNET_INLINE void each_channel(int count, ptrdiff_t values, int lanes, F&& f) {
+  for (int c = 0; c < count; ++c) {
+    for (ptrdiff_t v = 0; v < values; v += lanes) f(c, v);
   }
 }
 
-// Gradients at the slots of one step of the backward: O1, dP1 and dP2 for the parameters, G for the input.
+// X = mask(X) * X at every slot.
 template <Activation kActivation, typename T>
-void spectral_map_vjp(const Call<T>& call, const Block<T>& block, Channels<const T> X, Channels<T> G, int vectors,
-                      const Scratch<T>& scratch) {
+void spectral_map(const Call<T>& call, const Geometry<T>& g, const Block<T>& block, Prefetcher& prefetcher,
+                  const Scratch<T>& scratch) {
   using V = Vec<T>;
   const V threshold(call.threshold);
-  const Channels<T> hidden = interleaved(scratch.hidden, V::kLanes);
-  const Channels<T> mask = interleaved(scratch.mask, V::kLanes);
-  for (int v = 0; v < vectors; ++v) {
-    const ptrdiff_t slot = static_cast<ptrdiff_t>(v) * V::kLanes;
+  const Channels<T> hidden = interleaved(scratch.hidden, scratch.step);
+  const Channels<T> mask = interleaved(scratch.mask, scratch.step);
+  const ptrdiff_t slots = round_up(g.slots, V::kLanes);
+  prefetcher.divide(slots / scratch.step + 1);
+  for (ptrdiff_t slot = 0; slot < slots; slot += scratch.step) {
+    const ptrdiff_t values = slots - slot < scratch.step ? slots - slot : scratch.step;
+    const int vectors = static_cast<int>(values / V::kLanes);
+    const Channels<T> X = interleaved(scratch.X, g.slot_stride) + slot;
+    prefetcher.advance();
+    if constexpr (kActivation == Activation::kRelu) {
+      contract<Contraction::kForwardRelu>(read(X), block.w1, block.b1, hidden, vectors);
+    } else {
+      contract<Contraction::kForward>(read(X), block.w1, block.b1, hidden, vectors);
+      each_channel(call.hidden, values, V::kLanes, [&](int o, ptrdiff_t v) AFFNET_LAMBDA {
+        T* const re = hidden.re + o * hidden.stride + v;
+        T* const im = hidden.im + o * hidden.stride + v;
+        activate<kActivation>(V::load(re)).store(re);
+        activate<kActivation>(V::load(im)).store(im);
+      });
+    }
+    contract<Contraction::kForward>(read(hidden), block.w2, block.b2, mask, vectors);
+    each_channel(call.size, values, V::kLanes, [&](int c, ptrdiff_t v) AFFNET_LAMBDA {
+      const V m_re = soft_shrink(V::load(mask.re + c * mask.stride + v), threshold);
+      const V m_im = soft_shrink(V::load(mask.im + c * mask.stride + v), threshold);
+      T* const re = X.re + c * X.stride + v;
+      T* const im = X.im + c * X.stride + v;
+      const V x_re = V::load(re), x_im = V::load(im);
+      (m_re * x_re - m_im * x_im).store(re);
+      (m_re * x_im + m_im * x_re).store(im);
+    });
+  }
+}
+
+// Gradients at the slots of one block: O1, dP1 and dP2 for the parameters, G for the input.
+template <Activation kActivation, typename T>
+void spectral_map_vjp(const Call<T>& call, const Block<T>& block, Channels<const T> all_X, Channels<T> all_G,
+                      ptrdiff_t slots, Prefetcher& prefetcher, const Scratch<T>& scratch) {
+  using V = Vec<T>;
+  const V threshold(call.threshold);
+  const Channels<T> P1 = interleaved(scratch.hidden, scratch.step);
+  const Channels<T> P2 = interleaved(scratch.mask, scratch.step);
+  for (ptrdiff_t slot = 0; slot < slots; slot += scratch.step) {
+    const ptrdiff_t values = slots - slot < scratch.step ? slots - slot : scratch.step;
+    const int vectors = static_cast<int>(values / V::kLanes);
     const Channels<T> O1 = interleaved(scratch.O1, scratch.block) + slot;
     const Channels<T> dP1 = interleaved(scratch.dP1, scratch.block) + slot;
     const Channels<T> dP2 = interleaved(scratch.dP2, scratch.block) + slot;
-    const Channels<const T> x = X + slot;
-    const Channels<T> dy = G + slot;
+    const Channels<const T> X = all_X + slot;
+    const Channels<T> G = all_G + slot;
+    prefetcher.advance();
 
-    contract<false>(x, block.w1, hidden);
-    for (int o = 0; o < call.hidden; ++o) {
-      T* const re = hidden.re + o * hidden.stride;
-      T* const im = hidden.im + o * hidden.stride;
-      const V p_re = V::load(re) + V(block.b1.re[o]), p_im = V::load(im) + V(block.b1.im[o]);
-      p_re.store(re), p_im.store(im);
-      activate<kActivation>(p_re).store(O1.re + o * O1.stride);
-      activate<kActivation>(p_im).store(O1.im + o * O1.stride);
-    }
-    contract<false>(read(O1), block.w2, mask);
-    for (int c = 0; c < call.size; ++c) {
-      const V p_re = V::load(mask.re + c * mask.stride) + V(block.b2.re[c]);
-      const V p_im = V::load(mask.im + c * mask.stride) + V(block.b2.im[c]);
+    contract<Contraction::kForward>(X, block.w1, block.b1, P1, vectors);
+    each_channel(call.hidden, values, V::kLanes, [&](int o, ptrdiff_t v) AFFNET_LAMBDA {
+      activate<kActivation>(V::load(P1.re + o * P1.stride + v)).store(O1.re + o * O1.stride + v);
+      activate<kActivation>(V::load(P1.im + o * P1.stride + v)).store(O1.im + o * O1.stride + v);
+    });
+    contract<Contraction::kForward>(read(O1), block.w2, block.b2, P2, vectors);
+    each_channel(call.size, values, V::kLanes, [&](int c, ptrdiff_t v) AFFNET_LAMBDA {
+      const V p_re = V::load(P2.re + c * P2.stride + v), p_im = V::load(P2.im + c * P2.stride + v);
       const V m_re = soft_shrink(p_re, threshold), m_im = soft_shrink(p_im, threshold);
-      const V x_re = V::load(x.re + c * x.stride), x_im = V::load(x.im + c * x.stride);
-      T* const re = dy.re + c * dy.stride;
-      T* const im = dy.im + c * dy.stride;
+      const V x_re = V::load(X.re + c * X.stride + v), x_im = V::load(X.im + c * X.stride + v);
+      T* const re = G.re + c * G.stride + v;
+      T* const im = G.im + c * G.stride + v;
       const V g_re = V::load(re), g_im = V::load(im);
-      soft_shrink_vjp(g_re * x_re + g_im * x_im, p_re, threshold).store(dP2.re + c * dP2.stride);
-      soft_shrink_vjp(g_im * x_re - g_re * x_im, p_im, threshold).store(dP2.im + c * dP2.stride);
+      soft_shrink_vjp(g_re * x_re + g_im * x_im, p_re, threshold).store(dP2.re + c * dP2.stride + v);
+      soft_shrink_vjp(g_im * x_re - g_re * x_im, p_im, threshold).store(dP2.im + c * dP2.stride + v);
       (g_re * m_re + g_im * m_im).store(re);
       (g_im * m_re - g_re * m_im).store(im);
-    }
-    contract<true>(read(dP2), block.w2, dP1);
-    for (int o = 0; o < call.hidden; ++o) {
-      T* const re = dP1.re + o * dP1.stride;
-      T* const im = dP1.im + o * dP1.stride;
-      activate_vjp<kActivation>(V::load(re), V::load(hidden.re + o * hidden.stride)).store(re);
-      activate_vjp<kActivation>(V::load(im), V::load(hidden.im + o * hidden.stride)).store(im);
-    }
-    if (!call.input_grad) continue;
-    contract<true>(read(dP1), block.w1, mask);
-    for (int c = 0; c < call.size; ++c) {
-      T* const re = dy.re + c * dy.stride;
-      T* const im = dy.im + c * dy.stride;
-      (V::load(re) + V::load(mask.re + c * mask.stride)).store(re);
-      (V::load(im) + V::load(mask.im + c * mask.stride)).store(im);
-    }
+    });
+    contract<Contraction::kAdjoint>(read(dP2), block.w2, Bias<T>{}, dP1, vectors);
+    each_channel(call.hidden, values, V::kLanes, [&](int o, ptrdiff_t v) AFFNET_LAMBDA {
+      T* const re = dP1.re + o * dP1.stride + v;
+      T* const im = dP1.im + o * dP1.stride + v;
+      activate_vjp<kActivation>(V::load(re), V::load(P1.re + o * P1.stride + v)).store(re);
+      activate_vjp<kActivation>(V::load(im), V::load(P1.im + o * P1.stride + v)).store(im);
+    });
+    if (call.input_grad) contract<Contraction::kAddAdjoint>(read(dP1), block.w1, Bias<T>{}, G, vectors);
   }
 }
 
@@ -222,9 +230,8 @@ template <typename Pointee, typename T>
 Planes<Pointee> planes_of(const Call<T>& call, Pointee* data, int64_t first, int64_t k, int c) {
   using Byte = std::conditional_t<std::is_const_v<Pointee>, const char, char>;
   const int64_t plane = call.height * call.width, channels = int64_t{call.blocks} * call.size;
-  const int64_t bytes = call.storage == Storage::kFloat64 ? 8 : call.storage == Storage::kFloat32 ? 4 : 2;
   const int64_t offset = ((first * channels) + k * call.size + c) * plane;
-  return {static_cast<Byte*>(data) + offset * bytes, channels * plane, call.storage};
+  return {static_cast<Byte*>(data) + offset * storage_bytes(call.storage), channels * plane, call.storage};
 }
 
 // Whether all outputs are finite.
@@ -236,15 +243,36 @@ bool all_finite(Vec<T> finite) {
   return true;
 }
 
+// Block k of the images from `first` on; k < 0: none.
+struct Tile {
+  int64_t k, first;
+  int images_log2;
+};
+
+// Queues a tile's part of a tensor [B, C, H, W], in which the planes of a block are one run.
 template <typename T>
-bool forward_tile(const Call<T>& call, const Block<T>& block, int64_t k, int64_t first, int images_log2, T scale,
+void prefetch(const Call<T>& call, const Tile& tile, const void* data, Prefetcher& prefetcher) {
+  if (tile.k < 0) return;
+  for (int64_t image = 0; image < int64_t{1} << tile.images_log2; ++image) {
+    prefetcher.add(planes_of(call, data, tile.first + image, tile.k, 0).data,
+                   call.size * call.height * call.width * storage_bytes(call.storage));
+  }
+}
+
+// Whether the tile's part of y is finite. While this tile is computed, memory is asked for the next one's x.
+template <typename T>
+bool forward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, const Tile& next, T scale,
                   const Scratch<T>& scratch) {
+  const auto [k, first, images_log2] = tile;
   const Geometry<T>& g = *call.geometry[images_log2];
   const ptrdiff_t channel = 2 * static_cast<ptrdiff_t>(g.slot_stride);
   for (int c = 0; c < call.size; ++c) {
     to_spectrum(g, planes_of(call, call.x, first, k, c), scratch.X + c * channel, false, scratch.transform);
   }
-  with_activation<T>(call.activation, [&](auto a) { spectral_map<a()>(call, g, block, scratch); });
+  Prefetcher prefetcher;
+  prefetch<T>(call, tile, call.out, prefetcher);
+  prefetch<T>(call, next, call.x, prefetcher);
+  with_activation<T>(call.activation, [&](auto a) { spectral_map<a()>(call, g, block, prefetcher, scratch); });
   Vec<T> finite(T(0));
   for (int c = 0; c < call.size; ++c) {
     from_spectrum(g, scratch.X + c * channel, planes_of(call, call.x, first, k, c),
@@ -253,10 +281,11 @@ bool forward_tile(const Call<T>& call, const Block<T>& block, int64_t k, int64_t
   return all_finite(finite);
 }
 
-// The parameters' gradients of the tile are added to scratch.partial, unscaled.
+// Whether the tile's part of dx is finite. The parameters' gradients are added to `partial`, unscaled.
 template <typename T>
-bool backward_tile(const Call<T>& call, const Block<T>& block, int64_t k, int64_t first, int images_log2, T scale,
+bool backward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, const Tile& next, T scale, T* partial,
                    const Scratch<T>& scratch) {
+  const auto [k, first, images_log2] = tile;
   constexpr int kLanes = Vec<T>::kLanes;
   const Geometry<T>& g = *call.geometry[images_log2];
   const ptrdiff_t channel = 2 * static_cast<ptrdiff_t>(g.slot_stride);
@@ -265,16 +294,25 @@ bool backward_tile(const Call<T>& call, const Block<T>& block, int64_t k, int64_
     to_spectrum(g, planes_of(call, call.dy, first, k, c), scratch.G + c * channel, true, scratch.transform);
   }
   const ptrdiff_t weight = static_cast<ptrdiff_t>(call.size) * call.hidden;
-  T* const dw1 = scratch.partial;
+  T* const dw1 = partial;
   T* const db1 = dw1 + 2 * weight;
   T* const dw2 = db1 + 2 * call.hidden;
   T* const db2 = dw2 + 2 * weight;
-  for (int slot = 0; slot < g.slots; slot += kBlockSlots) {
-    const int count = g.slots - slot < kBlockSlots ? g.slots - slot : kBlockSlots;
-    const int vectors = (count + kLanes - 1) / kLanes;
+  Prefetcher prefetcher;
+  if (call.input_grad) prefetch<T>(call, tile, call.out, prefetcher);
+  prefetch<T>(call, next, call.x, prefetcher);
+  prefetch<T>(call, next, call.dy, prefetcher);
+  const ptrdiff_t slots = round_up(g.slots, kLanes), steps = slots / scratch.step + 1;
+  prefetcher.divide(steps);
+  const ptrdiff_t blocks = (slots + kMostBlockSlots - 1) / kMostBlockSlots;
+  const ptrdiff_t block_slots = round_up((slots + blocks - 1) / blocks, kLanes);
+  for (ptrdiff_t slot = 0; slot < slots; slot += block_slots) {
+    const ptrdiff_t count = slots - slot < block_slots ? slots - slot : block_slots;
+    const int vectors = static_cast<int>(count / kLanes);
     const Channels<const T> X = read(interleaved(scratch.X, g.slot_stride) + slot);
     const Channels<T> G = interleaved(scratch.G, g.slot_stride) + slot;
-    with_activation<T>(call.activation, [&](auto a) { spectral_map_vjp<a()>(call, block, X, G, vectors, scratch); });
+    with_activation<T>(call.activation,
+                       [&](auto a) { spectral_map_vjp<a()>(call, block, X, G, count, prefetcher, scratch); });
     if (!call.parameter_grads) continue;
     const Channels<const T> O1 = read(interleaved(scratch.O1, scratch.block));
     const Channels<const T> dP1 = read(interleaved(scratch.dP1, scratch.block));

@@ -60,8 +60,8 @@ AFFNET_INLINE constexpr int block_start(int i, int count, int lanes) {
 AFFNET_INLINE constexpr int blocks_of(int count, int lanes) { return (count + lanes - 1) / lanes; }
 
 // Columns of x to rows of the spectrum, times 2.
-template <int N, typename T>
-__attribute__((noinline)) void columns_to_rows(const Geometry<T>& g, Columns<const T> x,
+template <int N, Access kAccess, typename T>
+__attribute__((noinline)) void columns_to_rows(const Geometry<T>& g, const Columns<const T>& x,
                                                const TransformScratch<T>& scratch) {
   using V = Vec<T>;
   const int height = N ? N : g.height, half = (height - 1) / 2;
@@ -71,9 +71,10 @@ __attribute__((noinline)) void columns_to_rows(const Geometry<T>& g, Columns<con
     const int j = block_start(b, g.pairs, V::kLanes);
     Workspace<N, T> work(scratch);
     Signal<T> z = work.signal();
+    const ptrdiff_t offset = kAccess == Access::kWhole ? j : b * x.block_step;
     loop<N>(height, [&](auto h) AFFNET_LAMBDA {
-      z.re[h] = V::load(x.re + h * x.stride + j);
-      z.im[h] = V::load(x.im + h * x.stride + j);
+      z.re[h] = load_columns<kAccess>(x, x.first + h * x.stride + offset);
+      z.im[h] = load_columns<kAccess>(x, x.second + h * x.stride + offset);
     });
     z = work.transform(g.column_fft);
     // The first of each pair is stored first: lanes of it beyond the last pair lie where the second comes to lie.
@@ -96,10 +97,11 @@ __attribute__((noinline)) void columns_to_rows(const Geometry<T>& g, Columns<con
   }
 }
 
-// The inverse of columns_to_rows, without its factor; x + scale * (it) goes to y.
-template <int N, typename T>
-__attribute__((noinline)) void rows_to_columns(const Geometry<T>& g, Columns<T> y, Columns<const T> x, T scale,
-                                               Vec<T>& finite, const TransformScratch<T>& scratch) {
+// The inverse of columns_to_rows, without its factor. x + scale * (it) goes to y; without x, the addend, to staging
+// memory.
+template <int N, Access kAccess, typename T>
+__attribute__((noinline)) void rows_to_columns(const Geometry<T>& g, const Columns<T>& y, const Columns<const T>& x,
+                                               T scale, Vec<T>& finite, const TransformScratch<T>& scratch) {
   using V = Vec<T>;
   const int height = N ? N : g.height, half = (height - 1) / 2;
   const bool even = height % 2 == 0;
@@ -120,18 +122,20 @@ __attribute__((noinline)) void rows_to_columns(const Geometry<T>& g, Columns<T> 
       z.re[height - k] = a_re + b_im, z.im[height - k] = b_re - a_im;
     });
     z = work.inverse(g.column_fft);
-    if (x.re) {
+    const ptrdiff_t offset = kAccess == Access::kWhole ? j : b * y.block_step;
+    if (x.first) {
       loop<N>(height, [&](auto h) AFFNET_LAMBDA {
-        const V re = V::load(x.re + h * x.stride + j) + z.re[h] * scale;
-        const V im = V::load(x.im + h * x.stride + j) + z.im[h] * scale;
+        const ptrdiff_t at = h * y.stride + offset;
+        const V re = load_columns<kAccess>(x, x.first + at) + z.re[h] * scale;
+        const V im = load_columns<kAccess>(x, x.second + at) + z.im[h] * scale;
         finite += re * T(0), finite += im * T(0);
-        re.store(y.re + h * y.stride + j);
-        im.store(y.im + h * y.stride + j);
+        store_columns<kAccess>(y, re, y.first + at);
+        store_columns<kAccess>(y, im, y.second + at);
       });
     } else {
       loop<N>(height, [&](auto h) AFFNET_LAMBDA {
-        (z.re[h] * scale).store(y.re + h * y.stride + j);
-        (z.im[h] * scale).store(y.im + h * y.stride + j);
+        (z.re[h] * scale).store(y.first + h * y.stride + offset);
+        (z.im[h] * scale).store(y.second + h * y.stride + offset);
       });
     }
   }
@@ -258,12 +262,28 @@ AFFNET_INLINE void with_length(int length, F&& f) {
   f(std::integral_constant<int, 0>{});
 }
 
+// Calls f with the access as a compile-time constant.
+template <typename F>
+AFFNET_INLINE void with_access(Access access, F&& f) {
+  switch (access) {
+    case Access::kWhole:
+      return f(std::integral_constant<Access, Access::kWhole>{});
+    case Access::kFirst:
+      return f(std::integral_constant<Access, Access::kFirst>{});
+    case Access::kHalves:
+      if constexpr (kHasHalves) return f(std::integral_constant<Access, Access::kHalves>{});
+  }
+}
+
 // The slots of one channel: [2, slot_stride] of which `slots` are filled and kLanes zeros follow.
 template <typename T>
 void to_spectrum(const Geometry<T>& g, const Planes<const void>& x, T* slots, bool weighted,
                  const TransformScratch<T>& scratch) {
-  const Columns<const T> columns = load_columns(g, x, scratch.staging);
-  with_length<T>(g.height, [&](auto n) AFFNET_LAMBDA { columns_to_rows<n>(g, columns, scratch); });
+  Columns<const T> columns = direct_columns<const T>(g, x);
+  if (!columns.first) columns = staged(g, x, scratch.staging);
+  with_length<T>(g.height, [&](auto n) AFFNET_LAMBDA {
+    with_access(columns.access, [&](auto access) AFFNET_LAMBDA { columns_to_rows<n, access()>(g, columns, scratch); });
+  });
   if (g.height % 2 != 0 && g.images == 1) {
     for (int i = 0; i < g.row_stride; ++i) scratch.rows[g.row_stride + i] = 0;  // what the lone row 0 is paired with
   }
@@ -275,10 +295,13 @@ template <typename T>
 void from_spectrum(const Geometry<T>& g, const T* slots, const Planes<const void>& x, const Planes<void>& out, T scale,
                    bool weighted, Vec<T>& finite, const TransformScratch<T>& scratch) {
   with_length<T>(g.width, [&](auto n) AFFNET_LAMBDA { slots_to_rows<n>(g, slots, weighted, scratch); });
-  const Columns<const T> residual = direct_columns<const T>(g, x);
-  const Columns<T> y = residual.re ? direct_columns<T>(g, out) : staged_columns(g, scratch.staging);
-  with_length<T>(g.height, [&](auto n) AFFNET_LAMBDA { rows_to_columns<n>(g, y, residual, scale, finite, scratch); });
-  if (!residual.re) store_staged(g, scratch.staging, x, out, finite);
+  const Columns<const T> addend = direct_columns<const T>(g, x);
+  const Columns<T> y = addend.first ? direct_columns<T>(g, out) : staged_columns(g, scratch.staging);
+  with_length<T>(g.height, [&](auto n) AFFNET_LAMBDA {
+    with_access(y.access,
+                [&](auto access) AFFNET_LAMBDA { rows_to_columns<n, access()>(g, y, addend, scale, finite, scratch); });
+  });
+  if (!addend.first) store_staged(g, scratch.staging, x, out, finite);
 }
 
 }  // namespace affnet::AFFNET_CAPABILITY

@@ -102,7 +102,6 @@ AFFNET_INLINE Vec<T> select(Mask<T> mask, Vec<T> a, Vec<T> b) {
 // The first `count` <= kLanes elements at p; the other lanes are zero.
 template <typename T>
 AFFNET_INLINE Vec<T> load_first(const T* p, int count) {
-  if (count == Vec<T>::kLanes) return Vec<T>::load(p);
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {
     return Vec<T>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p));
@@ -110,6 +109,7 @@ AFFNET_INLINE Vec<T> load_first(const T* p, int count) {
     return Vec<T>(_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), p));
   }
 #else
+  if (count == Vec<T>::kLanes) return Vec<T>::load(p);
   T lanes[Vec<T>::kLanes] = {};
   for (int i = 0; i < count; ++i) lanes[i] = p[i];
   return Vec<T>::load(lanes);
@@ -118,7 +118,6 @@ AFFNET_INLINE Vec<T> load_first(const T* p, int count) {
 
 template <typename T>
 AFFNET_INLINE void store_first(Vec<T> v, T* p, int count) {
-  if (count == Vec<T>::kLanes) return v.store(p);
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {
     _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), v.raw);
@@ -126,11 +125,51 @@ AFFNET_INLINE void store_first(Vec<T> v, T* p, int count) {
     _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << count) - 1), v.raw);
   }
 #else
+  if (count == Vec<T>::kLanes) return v.store(p);
   T lanes[Vec<T>::kLanes];
   v.store(lanes);
   for (int i = 0; i < count; ++i) p[i] = lanes[i];
 #endif
 }
+
+// The same in each half of the lanes, from and to p and q; only where masks are cheap.
+#if defined(__AVX512F__)
+inline constexpr bool kHasHalves = true;
+template <typename T>
+AFFNET_INLINE Vec<T> load_halves(const T* p, const T* q, int count) {
+  const unsigned mask = (1u << count) - 1;
+  constexpr int kHalf = Vec<T>::kLanes / 2;
+  if constexpr (sizeof(T) == 4) {
+    const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p);
+    return Vec<T>(_mm512_mask_loadu_ps(low, static_cast<__mmask16>(mask << kHalf), q - kHalf));
+  } else {
+    const __m512d low = _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p);
+    return Vec<T>(_mm512_mask_loadu_pd(low, static_cast<__mmask8>(mask << kHalf), q - kHalf));
+  }
+}
+template <typename T>
+AFFNET_INLINE void store_halves(Vec<T> v, T* p, T* q, int count) {
+  const unsigned mask = (1u << count) - 1;
+  constexpr int kHalf = Vec<T>::kLanes / 2;
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), v.raw);
+    _mm512_mask_storeu_ps(q - kHalf, static_cast<__mmask16>(mask << kHalf), v.raw);
+  } else {
+    _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask), v.raw);
+    _mm512_mask_storeu_pd(q - kHalf, static_cast<__mmask8>(mask << kHalf), v.raw);
+  }
+}
+#else
+inline constexpr bool kHasHalves = false;
+template <typename T>
+AFFNET_INLINE Vec<T> load_halves(const T* p, const T*, int count) {
+  return load_first(p, count);
+}
+template <typename T>
+AFFNET_INLINE void store_halves(Vec<T> v, T* p, T*, int count) {
+  store_first(v, p, count);
+}
+#endif
 
 // One round of a transpose: of lanes l and l ^ S, a gives both to the first result where bit S of l is clear, b to the
 // second.

@@ -1,0 +1,333 @@
+"""The fused mixer: forward, backward, and the sum over the backward's partial parameter gradients.
+
+A tile is T.IMAGES images of one channel block. A small one stays in registers from load to store (`forward_tile`). The
+spectrum of a larger one is staged in scratch memory of the program's own, which the caches hold: transforms then take
+T.PIECE channels at a time and the map T.ROWS frequencies at a time, so that registers suffice at any size.
+
+The steps of a staged tile are real functions ("apart"): inlined into the loops around them, the addresses of all their
+exchanges through shared memory would be computed before the loops and kept, in more registers than there are. Only where
+products go through tensor memory (compute capability 10) must they be inlined: Triton cannot use it in a function.
+"""
+
+import triton
+import triton.language as tl
+
+from affnet_kernels.kernels.dft import (
+    nyquist_to_frequency,
+    nyquist_to_space,
+    to_frequency,
+    to_space,
+    zeros,
+)
+from affnet_kernels.kernels.spectral_map import spectral_map, spectral_map_vjp
+
+
+@triton.jit(do_not_specialize=["B"])
+def forward_kernel(
+    x_ptr,  # [B, C, H, W]
+    w1_ptr,  # [2, K, D, DH]
+    b1_ptr,  # [2, K, DH]
+    w2_ptr,  # [2, K, DH, D]
+    b2_ptr,  # [2, K, D]
+    matrices_ptr,
+    scratch_ptr,  # [programs, 2 D, IMAGES * H * F] where tiles are staged
+    y_ptr,  # [B, C, H, W]
+    B,
+    threshold,
+    T: tl.constexpr,
+):
+    """y = F^-1(M(F x) * F x) + x."""
+    stage: tl.constexpr = stage_piece_apart if T.APART else stage_piece
+    map_in_place: tl.constexpr = map_rows_apart if T.APART else map_rows
+    add: tl.constexpr = add_piece_apart if T.APART else add_piece
+    scratch_ptr += tl.program_id(0).to(tl.int64) * (2 * T.D * T.IMAGES * T.H * T.F)
+    for tile in range(tl.program_id(0), tl.cdiv(B, T.IMAGES) * T.K, tl.num_programs(0)):
+        first, k = tile // T.K * T.IMAGES, tile % T.K
+        images = tl.minimum(B - first, T.IMAGES)
+        start = first * tl.full((), T.K * T.D * T.H * T.W, tl.int64)
+        if T.STAGED:
+            for c0 in range(0, T.D, T.PIECE):
+                stage(x_ptr + start, scratch_ptr, matrices_ptr, images, k, c0, False, T.PRECISION, T)
+            tl.debug_barrier()
+            for f0 in range(0, T.IMAGES * T.H * T.F, T.ROWS):
+                map_in_place(scratch_ptr, f0, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T)
+            tl.debug_barrier()
+            for c0 in range(0, T.D, T.PIECE):
+                add(scratch_ptr, x_ptr + start, y_ptr + start, matrices_ptr, images, k, c0, False, T)
+            tl.debug_barrier()
+        else:
+            forward_tile(
+                x_ptr + start, w1_ptr, b1_ptr, w2_ptr, b2_ptr, matrices_ptr, y_ptr + start, images, k, threshold, T
+            )
+
+
+@triton.jit(do_not_specialize=["B"])
+def backward_kernel(
+    dy_ptr,  # [B, C, H, W]
+    x_ptr,  # [B, C, H, W]
+    w1_ptr,  # [2, K, D, DH]
+    b1_ptr,  # [2, K, DH]
+    w2_ptr,  # [2, K, DH, D]
+    b2_ptr,  # [2, K, D]
+    matrices_ptr,
+    scratch_ptr,  # [programs, 2, 2 D, IMAGES * H * F]
+    dx_ptr,  # [B, C, H, W]
+    partials_ptr,  # [programs / K, K, (2 D + 1) 2 DH + (2 DH + 1) 2 D]
+    B,
+    threshold,
+    INPUT_GRAD: tl.constexpr,
+    PARAMETER_GRADS: tl.constexpr,
+    T: tl.constexpr,
+):
+    """dx, and this program's share of the parameters' gradients: those of block k over every (programs / K)-th tile."""
+    stage: tl.constexpr = stage_piece_apart if T.APART else stage_piece
+    map_vjp_in_place: tl.constexpr = map_rows_vjp_apart if T.APART else map_rows_vjp
+    add: tl.constexpr = add_piece_apart if T.APART else add_piece
+    program, k = tl.program_id(0).to(tl.int64), tl.program_id(0) % T.K
+    X_ptr = scratch_ptr + program * (4 * T.D * T.IMAGES * T.H * T.F)
+    G_ptr = X_ptr + 2 * T.D * T.IMAGES * T.H * T.F
+    partials_ptr += program * ((2 * T.D + 1) * 2 * T.DH + (2 * T.DH + 1) * 2 * T.D)
+    share = tl.program_id(0) // T.K
+    for group in range(share, tl.cdiv(B, T.IMAGES), tl.num_programs(0) // T.K):
+        images = tl.minimum(B - group * T.IMAGES, T.IMAGES)
+        start = group * tl.full((), T.IMAGES * T.K * T.D * T.H * T.W, tl.int64)
+        for c0 in range(0, T.D, T.PIECE):
+            stage(x_ptr + start, X_ptr, matrices_ptr, images, k, c0, False, "tf32x3", T)
+            stage(dy_ptr + start, G_ptr, matrices_ptr, images, k, c0, True, T.PRECISION, T)
+        tl.debug_barrier()
+        for f0 in range(0, T.IMAGES * T.H * T.F, T.ROWS):
+            map_vjp_in_place(
+                X_ptr,
+                G_ptr,
+                partials_ptr,
+                group - share + f0,
+                f0,
+                k,
+                w1_ptr,
+                b1_ptr,
+                w2_ptr,
+                b2_ptr,
+                threshold,
+                PARAMETER_GRADS,
+                T,
+            )
+            tl.debug_barrier()
+        if INPUT_GRAD:
+            for c0 in range(0, T.D, T.PIECE):
+                add(G_ptr, dy_ptr + start, dx_ptr + start, matrices_ptr, images, k, c0, True, T)
+        tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=["shares"])
+def sum_kernel(
+    partials_ptr,  # [shares, K, (2 D + 1) 2 DH + (2 DH + 1) 2 D]
+    dw1_ptr,  # [2, K, D, DH]
+    db1_ptr,  # [2, K, DH]
+    dw2_ptr,  # [2, K, DH, D]
+    db2_ptr,  # [2, K, D]
+    shares,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    DH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The parameters' gradients: shares are added in one fixed order, so that results repeat bit for bit."""
+    first_layer: tl.constexpr = (2 * D + 1) * 2 * DH
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if tl.program_id(1) == 0:
+        sum_layer(partials_ptr, dw1_ptr, db1_ptr, at, shares, K, D, DH)
+    else:
+        sum_layer(partials_ptr + first_layer, dw2_ptr, db2_ptr, at, shares, K, DH, D)
+
+
+@triton.jit
+def sum_layer(
+    partials_ptr,  # shares and blocks of [2 I + 1, 2 O]
+    dw_ptr,  # [2, K, I, O]
+    db_ptr,  # [2, K, O]
+    at,  # indices into dw, then db
+    shares,
+    K: tl.constexpr,
+    I: tl.constexpr,
+    O: tl.constexpr,
+):
+    BLOCK_STRIDE: tl.constexpr = (2 * I + 1) * 2 * O + (2 * O + 1) * 2 * I
+    WEIGHTS: tl.constexpr = 2 * K * I * O
+    is_weight = at < WEIGHTS
+    inside = at < WEIGHTS + 2 * K * O
+    index = tl.where(is_weight, at, at - WEIGHTS)
+    per_block = tl.where(is_weight, I * O, O)
+    part, k, rest = index // (K * per_block), index // per_block % K, index % per_block
+    # A part of the complex weight stands twice in the stacked one: (re, im; -im, re).
+    row = tl.where(is_weight, 2 * (rest // O), 2 * I)
+    column = 2 * (rest % O) + part
+    at_first = k * BLOCK_STRIDE + row * (2 * O) + column
+    at_second = k * BLOCK_STRIDE + (row + 1) * (2 * O) + (column ^ 1)
+    total = tl.full(at.shape, 0.0, tl.float32)
+    twin = tl.full(at.shape, 0.0, tl.float32)
+    for share in range(0, shares):
+        ptr = partials_ptr + share * tl.full((), K * BLOCK_STRIDE, tl.int64)
+        total += tl.load(ptr + at_first, mask=inside, other=0.0)
+        twin += tl.load(ptr + at_second, mask=is_weight, other=0.0)
+    total += tl.where(part == 0, twin, -twin)
+    tl.store(dw_ptr + at, total, mask=is_weight)
+    tl.store(db_ptr + index, total, mask=inside & (at >= WEIGHTS))
+
+
+@triton.jit
+def forward_tile(
+    x_ptr,  # the tile's first image
+    w1_ptr,
+    b1_ptr,
+    w2_ptr,
+    b2_ptr,
+    matrices_ptr,
+    y_ptr,
+    images,
+    k,
+    threshold,
+    T: tl.constexpr,
+):
+    """A tile that stays in registers."""
+    N: tl.constexpr = T.IMAGES * T.DP
+    ROWS: tl.constexpr = T.IMAGES * T.HP * T.FP
+    offsets, inside = image_offsets(images, k, 0, N, T)
+    x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    X = to_frequency(x, matrices_ptr, False, T.PRECISION, T.EXACT, N, T)
+    X = tl.permute(tl.reshape(X, (T.HP, 2, T.IMAGES, T.DP, T.FP)), (2, 0, 4, 3, 1))
+    X = tl.reshape(X, (ROWS, 2 * T.DP))
+    Y = spectral_map(X, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, ROWS, T)
+    Y = tl.permute(tl.reshape(Y, (T.IMAGES, T.HP, T.FP, T.DP, 2)), (1, 4, 0, 3, 2))
+    y = to_space(tl.reshape(Y, (T.HP, 2, N, T.FP)), matrices_ptr, False, T.PRECISION, N, T) + x
+    if T.NYQUIST:
+        Z = nyquist_to_frequency(x, matrices_ptr, T.PRECISION, N, T)
+        Z = tl.permute(tl.reshape(Z, (T.HP, 2, T.IMAGES, T.DP)), (2, 0, 3, 1))
+        Z = tl.reshape(Z, (T.IMAGES * T.HP, 2 * T.DP))
+        Z = spectral_map(Z, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T.IMAGES * T.HP, T)
+        Z = tl.permute(tl.reshape(Z, (T.IMAGES, T.HP, T.DP, 2)), (1, 3, 0, 2))
+        y += nyquist_to_space(tl.reshape(Z, (T.HP, 2, N)), matrices_ptr, T.PRECISION, N, T)
+    tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def stage_piece(
+    x_ptr,  # the tile's first image
+    spectrum_ptr,  # [2 D, IMAGES * H * F]
+    matrices_ptr,
+    images,
+    k,
+    c0,
+    ADJOINT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    T: tl.constexpr,
+):
+    """Channels c0, c0 + 1, ... of block k to the frequency domain."""
+    N: tl.constexpr = T.IMAGES * T.PIECE
+    offsets, inside = image_offsets(images, k, c0, N, T)
+    x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    targets, kept = spectrum_offsets(c0, N, T)
+    tl.store(spectrum_ptr + targets, to_frequency(x, matrices_ptr, ADJOINT, PRECISION, T.EXACT, N, T), mask=kept)
+    if T.NYQUIST:
+        targets, kept = nyquist_offsets(c0, N, T)
+        tl.store(spectrum_ptr + targets, nyquist_to_frequency(x, matrices_ptr, PRECISION, N, T), mask=kept)
+
+
+@triton.jit
+def map_rows(spectrum_ptr, f0, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T: tl.constexpr):
+    """The spectral map of frequencies f0, f0 + 1, ..., in place."""
+    offsets, inside = row_offsets(f0, T)
+    X = tl.load(spectrum_ptr + offsets, mask=inside, other=0.0)
+    Y = spectral_map(X, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T.ROWS, T)
+    tl.store(spectrum_ptr + offsets, Y, mask=inside)
+
+
+@triton.jit
+def map_rows_vjp(
+    X_ptr,  # [2 D, IMAGES * H * F]
+    G_ptr,  # [2 D, IMAGES * H * F], becomes dX
+    partials_ptr,  # [2 D + 1, 2 DH], then [2 DH + 1, 2 D]
+    before,  # 0: the partial gradients begin here
+    f0,
+    k,
+    w1_ptr,
+    b1_ptr,
+    w2_ptr,
+    b2_ptr,
+    threshold,
+    PARAMETER_GRADS: tl.constexpr,
+    T: tl.constexpr,
+):
+    offsets, inside = row_offsets(f0, T)
+    X = tl.load(X_ptr + offsets, mask=inside, other=0.0)
+    G = tl.load(G_ptr + offsets, mask=inside, other=0.0)
+    dX = spectral_map_vjp(
+        G, X, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, partials_ptr, before, threshold, PARAMETER_GRADS, T.ROWS, T
+    )
+    tl.store(G_ptr + offsets, dX, mask=inside)
+
+
+@triton.jit
+def add_piece(
+    spectrum_ptr,  # [2 D, IMAGES * H * F]
+    x_ptr,  # the first image of what is added
+    y_ptr,
+    matrices_ptr,
+    images,
+    k,
+    c0,
+    ADJOINT: tl.constexpr,
+    T: tl.constexpr,
+):
+    """Channels c0, c0 + 1, ... of block k back to space, the residual added."""
+    N: tl.constexpr = T.IMAGES * T.PIECE
+    sources, kept = spectrum_offsets(c0, N, T)
+    Y = tl.load(spectrum_ptr + sources, mask=kept, other=0.0)
+    y = to_space(Y, matrices_ptr, ADJOINT, T.PRECISION, N, T)
+    if T.NYQUIST:
+        sources, kept = nyquist_offsets(c0, N, T)
+        Z = tl.load(spectrum_ptr + sources, mask=kept, other=0.0)
+        y += nyquist_to_space(Z, matrices_ptr, T.PRECISION, N, T)
+    offsets, inside = image_offsets(images, k, c0, N, T)
+    y += tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def image_offsets(images, k, c0, N: tl.constexpr, T: tl.constexpr):  # offsets and mask [HP, N, WP]
+    """Where channels c0, c0 + 1, ... of block k lie in a tile, from the first of its images; N counts image by image."""
+    PIECE: tl.constexpr = N // T.IMAGES
+    h, n, w = tl.arange(0, T.HP)[:, None, None], tl.arange(0, N)[None, :, None], tl.arange(0, T.WP)[None, None, :]
+    image, c = n // PIECE, c0 + n % PIECE
+    offset = (image * (T.K * T.D) + k * T.D + c) * (T.H * T.W) + h * T.W + w
+    return offset, (h < T.H) & (w < T.W) & (c < T.D) & (image < images)
+
+
+@triton.jit
+def spectrum_offsets(c0, N: tl.constexpr, T: tl.constexpr):  # offsets and mask [HP, 2, N, FP]
+    """Where a piece's frequencies lie in [2 D, IMAGES * H * F]."""
+    k, r = tl.arange(0, T.HP)[:, None, None, None], tl.arange(0, 2)[None, :, None, None]
+    n, v = tl.arange(0, N)[None, None, :, None], tl.arange(0, T.FP)[None, None, None, :]
+    image, c = n // T.PIECE, c0 + n % T.PIECE
+    offset = (2 * c + r) * (T.IMAGES * T.H * T.F) + image * (T.H * T.F) + k * T.F + v
+    return offset, (k < T.H) & (v < T.F) & (c < T.D)
+
+
+@triton.jit
+def nyquist_offsets(c0, N: tl.constexpr, T: tl.constexpr):  # offsets and mask [HP, 2, N]
+    k, r = tl.arange(0, T.HP)[:, None, None], tl.arange(0, 2)[None, :, None]
+    n = tl.arange(0, N)[None, None, :]
+    image, c = n // T.PIECE, c0 + n % T.PIECE
+    offset = (2 * c + r) * (T.IMAGES * T.H * T.F) + image * (T.H * T.F) + k * T.F + T.FP
+    return offset, (k < T.H) & (c < T.D)
+
+
+@triton.jit
+def row_offsets(f0, T: tl.constexpr):  # offsets and mask [ROWS, 2 DP]
+    f, c = f0 + tl.arange(0, T.ROWS)[:, None], tl.arange(0, 2 * T.DP)[None, :]
+    return c * (T.IMAGES * T.H * T.F) + f, (f < T.IMAGES * T.H * T.F) & (c < 2 * T.D)
+
+
+stage_piece_apart = triton.jit(stage_piece.fn, noinline=True)
+map_rows_apart = triton.jit(map_rows.fn, noinline=True)
+map_rows_vjp_apart = triton.jit(map_rows_vjp.fn, noinline=True)
+add_piece_apart = triton.jit(add_piece.fn, noinline=True)

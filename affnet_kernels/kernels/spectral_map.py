@@ -1,0 +1,196 @@
+"""The spectral map on a tile: pointwise in frequency, mixing the channels of a block.
+
+A complex row of D channels is one real row of 2 D numbers, channel 2 d + r, r = 0 real and 1 imaginary. A complex matrix
+then is a real one of twice the size, whose adjoint is its transpose: one product instead of four, and wide enough for the
+tensor cores even at D = 8.
+"""
+
+import triton
+import triton.language as tl
+
+from affnet_kernels.kernels.dft import product, zeros
+
+
+@triton.jit
+def load_weight(
+    w_ptr,  # [2, K, I, O]
+    k,
+    I: tl.constexpr,
+    O: tl.constexpr,
+    IP: tl.constexpr,  # I and O padded
+    OP: tl.constexpr,
+    K: tl.constexpr,
+):  # [2 IP, 2 OP]: (re, im; -im, re)
+    i, o = tl.arange(0, IP)[:, None], tl.arange(0, OP)[None, :]
+    ptr, inside = w_ptr + k * (I * O) + i * O + o, (i < I) & (o < O)
+    re = tl.load(ptr, mask=inside, other=0.0)
+    im = tl.load(ptr + K * I * O, mask=inside, other=0.0)
+    rows = tl.join(tl.join(re, im), tl.join(-im, re))  # [IP, OP, 2, 2], the last axis that of the row
+    return tl.reshape(tl.permute(rows, (0, 3, 1, 2)), (2 * IP, 2 * OP))
+
+
+@triton.jit
+def load_bias(
+    b_ptr,  # [2, K, O]
+    k,
+    O: tl.constexpr,
+    OP: tl.constexpr,
+    K: tl.constexpr,
+):  # [1, 2 OP]
+    column = tl.arange(0, 2 * OP)[None, :]
+    return tl.load(b_ptr + (column & 1) * (K * O) + k * O + column // 2, mask=column < 2 * O, other=0.0)
+
+
+@triton.jit
+def activate(v, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "relu":
+        return tl.maximum(v, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACTIVATION == "silu":
+        return v / (1.0 + tl.exp(-v))
+    elif ACTIVATION == "gelu":
+        return 0.5 * v * (1.0 + tl.erf(v * 0.7071067811865476))
+    else:
+        return v
+
+
+@triton.jit
+def activate_vjp(d, v, ACTIVATION: tl.constexpr):
+    """d * act'(v)."""
+    if ACTIVATION == "relu":
+        return tl.where(v <= 0.0, 0.0, d)
+    elif ACTIVATION == "silu":
+        s = 1.0 / (1.0 + tl.exp(-v))
+        return d * (s * (1.0 + v * (1.0 - s)))
+    elif ACTIVATION == "gelu":
+        cdf = 0.5 * (1.0 + tl.erf(v * 0.7071067811865476))
+        pdf = tl.exp(-0.5 * v * v) * 0.3989422804014327
+        return d * (cdf + v * pdf)
+    else:
+        return d
+
+
+@triton.jit
+def soft_shrink(v, threshold):
+    """v moved towards zero by `threshold`, and zero within it; minimum and maximum drop a NaN, v keeps it."""
+    return v - tl.minimum(tl.maximum(v, -threshold), threshold)
+
+
+@triton.jit
+def soft_shrink_vjp(d, v, threshold):
+    return tl.where(tl.abs(v) <= threshold, 0.0, d)
+
+
+@triton.jit
+def split(
+    X,  # [ROWS, 2 DP]
+    ROWS: tl.constexpr,
+    DP: tl.constexpr,
+):  # two of [ROWS, DP]
+    return tl.split(tl.reshape(X, (ROWS, DP, 2)))
+
+
+@triton.jit
+def join(re, im, ROWS: tl.constexpr, DP: tl.constexpr):  # [ROWS, 2 DP]
+    return tl.reshape(tl.join(re, im), (ROWS, 2 * DP))
+
+
+@triton.jit
+def perceptron(
+    X,  # [ROWS, 2 DP]
+    k,
+    w1_ptr,  # [2, K, D, DH]
+    b1_ptr,  # [2, K, DH]
+    w2_ptr,  # [2, K, DH, D]
+    b2_ptr,  # [2, K, D]
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+):  # P1, O1 = act(P1) [ROWS, 2 DHP], P2 [ROWS, 2 DP]
+    """Both layers of the mask; P is a layer's value before the function."""
+    bias = load_bias(b1_ptr, k, T.DH, T.DHP, T.K) + zeros(ROWS, 2 * T.DHP)
+    P1 = product(X, load_weight(w1_ptr, k, T.D, T.DH, T.DP, T.DHP, T.K), bias, PRECISION)
+    O1 = activate(P1, T.ACTIVATION)
+    shift = load_bias(b2_ptr, k, T.D, T.DP, T.K) + zeros(ROWS, 2 * T.DP)
+    P2 = product(O1, load_weight(w2_ptr, k, T.DH, T.D, T.DHP, T.DP, T.K), shift, PRECISION)
+    return P1, O1, P2
+
+
+@triton.jit
+def spectral_map(
+    X,  # [ROWS, 2 DP]
+    k,
+    w1_ptr,
+    b1_ptr,
+    w2_ptr,
+    b2_ptr,
+    threshold,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+):  # [ROWS, 2 DP]
+    """M(X) * X."""
+    _, _, P2 = perceptron(X, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, T.PRECISION, ROWS, T)
+    Mr, Mi = split(soft_shrink(P2, threshold), ROWS, T.DP)
+    Xr, Xi = split(X, ROWS, T.DP)
+    return join(Mr * Xr - Mi * Xi, Mr * Xi + Mi * Xr, ROWS, T.DP)
+
+
+@triton.jit
+def spectral_map_vjp(
+    G,  # [ROWS, 2 DP], the gradient of the map's value
+    X,  # [ROWS, 2 DP]
+    k,
+    w1_ptr,
+    b1_ptr,
+    w2_ptr,
+    b2_ptr,
+    partials_ptr,  # [2 D + 1, 2 DH], then [2 DH + 1, 2 D]: where the parameters' gradients are summed
+    before,  # 0: the sums begin here
+    threshold,
+    PARAMETER_GRADS: tl.constexpr,
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+):  # dX [ROWS, 2 DP]
+    """The derivative of `spectral_map`; a gradient is used up as soon as it is there, which saves registers.
+
+    Both P are recomputed at float32 accuracy whatever T.PRECISION says: an error of 3e-4 there opens or closes gates of
+    ReLU and soft-shrink, and gradients are then wrong by 2 %.
+    """
+    P1, O1, P2 = perceptron(X, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, "tf32x3", ROWS, T)
+    Mr, Mi = split(soft_shrink(P2, threshold), ROWS, T.DP)
+    Xr, Xi = split(X, ROWS, T.DP)
+    Gr, Gi = split(G, ROWS, T.DP)
+    direct = join(Gr * Mr + Gi * Mi, Gi * Mr - Gr * Mi, ROWS, T.DP)
+    dM = join(Gr * Xr + Gi * Xi, Gi * Xr - Gr * Xi, ROWS, T.DP)
+    dP2 = soft_shrink_vjp(dM, P2, threshold)
+    if PARAMETER_GRADS:
+        second_ptr = partials_ptr + (2 * T.D + 1) * 2 * T.DH
+        add_parameter_grads(second_ptr, O1, dP2, before, T.DH, T.D, T.DHP, T.DP, T.PRECISION)
+    W2 = load_weight(w2_ptr, k, T.DH, T.D, T.DHP, T.DP, T.K)
+    dP1 = activate_vjp(product(dP2, tl.trans(W2), zeros(ROWS, 2 * T.DHP), T.PRECISION), P1, T.ACTIVATION)
+    if PARAMETER_GRADS:
+        add_parameter_grads(partials_ptr, X, dP1, before, T.D, T.DH, T.DP, T.DHP, T.PRECISION)
+    W1 = load_weight(w1_ptr, k, T.D, T.DH, T.DP, T.DHP, T.K)
+    return product(dP1, tl.trans(W1), direct, T.PRECISION)
+
+
+@triton.jit
+def add_parameter_grads(
+    ptr,  # [2 I + 1, 2 O]: of the stacked weight, and of the bias
+    A,  # [ROWS, 2 IP], the layer's input
+    dP,  # [ROWS, 2 OP]
+    before,
+    I: tl.constexpr,
+    O: tl.constexpr,
+    IP: tl.constexpr,
+    OP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    row, column = tl.arange(0, 2 * IP)[:, None], tl.arange(0, 2 * OP)
+    inside = (row < 2 * I) & (column < 2 * O)[None, :]
+    offsets = row * (2 * O) + column[None, :]
+    known = column < tl.where(before > 0, 2 * O, 0)
+    old = tl.load(ptr + offsets, mask=inside & known[None, :], other=0.0)
+    tl.store(ptr + offsets, product(tl.trans(A), dP, old, PRECISION), mask=inside)
+    ptr += 4 * I * O
+    old = tl.load(ptr + column, mask=known, other=0.0)
+    tl.store(ptr + column, old + tl.sum(dP, axis=0), mask=column < 2 * O)

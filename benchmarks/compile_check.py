@@ -1,0 +1,163 @@
+"""Compiles every GPU kernel for every architecture, without a GPU, and holds it to its limits.
+
+    python -m benchmarks.compile_check [--short]
+
+prints registers, spills, shared memory and matrix instructions of each, and fails on spills beyond what the launch table
+allows, or on more shared memory than the table states or the architecture has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+SHARED_LIMIT = {80: 163, 90: 227, 100: 227}  # KiB a block can have
+BLOCKS = 8
+SHIPPED = ((8, 32), (12, 32), (16, 32), (13, 16), (20, 16), (32, 16), (18, 8), (24, 8), (40, 8))  # D, and H = W
+OTHERS = ((8, 8), (16, 8), (18, 7), (13, 14), (16, 28), (20, 20), (32, 32), (64, 32))  # 224 pixels, every row's limits
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel compiled for one architecture."""
+
+    kernel: str
+    case: str
+    arch: int
+    registers: int
+    spill: int  # bytes a thread
+    spill_allowed: int
+    shared: int  # KiB a block
+    shared_allowed: int
+    mma: str  # matrix instructions in the code, by name
+    instructions: int
+    seconds: float
+
+    @property
+    def faults(self) -> list[str]:
+        faults = []
+        if self.spill > self.spill_allowed:
+            faults.append(f"spills {self.spill} bytes, {self.spill_allowed} are allowed")
+        limit = min(self.shared_allowed, SHARED_LIMIT[self.arch])
+        if self.shared > limit:
+            faults.append(f"takes {self.shared} KiB of shared memory, {limit} are allowed")
+        return faults
+
+
+Provider = Callable[[bool], Iterator[Row]]
+
+
+def triton_rows(short: bool) -> Iterator[Row]:
+    """The Triton kernels: every row of their launch tables."""
+    import triton
+
+    from affnet_kernels.backends import triton as backend
+
+    if backend.interpreted():
+        sys.exit("compile_check: expected Triton's compiler, got its interpreter; unset TRITON_INTERPRET")
+    for arch in (90,) if short else SHARED_LIMIT:
+        for dtype in (torch.bfloat16, torch.float32):
+            for size, height in ((13, 16), (18, 8)) if short else SHIPPED + OTHERS:
+                for name, table in (("forward", backend.FORWARD), ("backward", backend.BACKWARD)):
+                    yield _triton_row(triton, backend, name, table, size, height, dtype, arch)
+
+
+def _triton_row(triton, backend, name, table, size, height, dtype, arch) -> Row:
+    from affnet_kernels.kernels import mixer
+    from affnet_kernels.spec import MixerSpec
+
+    kernel = {"forward": mixer.forward_kernel, "backward": mixer.backward_kernel}[name]
+    device = torch.device("cuda")
+    spec = MixerSpec(64, BLOCKS * size, height, height, BLOCKS, size, dtype, device, "relu")
+    row = backend.find_row(table, spec)
+    constants = {"T": backend.tile_of(row, spec, arch // 10), "INPUT_GRAD": True, "PARAMETER_GRADS": True}
+    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+    io = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
+    types = dict.fromkeys(("x_ptr", "y_ptr", "dy_ptr", "dx_ptr"), io)
+    types |= {"B": "i32", "threshold": "fp32"} | dict.fromkeys(constants, "constexpr")
+    signature = {arg: types.get(arg, "*fp32") for arg in kernel.arg_names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, type_ in enumerate(signature.values()) if type_.startswith("*")}
+    start = time.perf_counter()
+    compiled = triton.compile(
+        triton.compiler.ASTSource(kernel, signature, constexprs=constants, attrs=aligned),
+        target=triton.backends.compiler.GPUTarget("cuda", arch, 32),
+        options=backend.options(row),
+    )
+    seconds = time.perf_counter() - start
+    tools = triton.knobs.nvidia
+    registers, spill, instructions, mma = inspect(compiled.asm["cubin"], tools.cuobjdump.path, tools.nvdisasm.path)
+    return Row(
+        kernel=f"triton {name}",
+        case=f"D={size} {height}x{height} {str(dtype).removeprefix('torch.')}",
+        arch=arch,
+        registers=registers,
+        spill=spill,
+        spill_allowed=row.spill,
+        shared=-(-compiled.metadata.shared // 1024),
+        shared_allowed=row.shared,
+        mma=mma,
+        instructions=instructions,
+        seconds=seconds,
+    )
+
+
+def inspect(
+    cubin: bytes,
+    cuobjdump: str,  # paths of the tools
+    nvdisasm: str,
+) -> tuple[int, int, int, str]:
+    """Registers, bytes of stack, instructions, and the matrix instructions by name."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True)
+        code = subprocess.run([nvdisasm, "-c", file.name], capture_output=True, text=True, check=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout)
+    if found is None:
+        sys.exit(f"compile_check: expected REG and STACK from cuobjdump, got {usage.stdout!r}")
+    operations = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9]*)", code.stdout)
+    counts = Counter(operation for operation in operations if operation.endswith("MMA"))
+    mma = " + ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    return int(found[1]), int(found[2]), len(operations), mma
+
+
+def print_row(row: Row) -> None:
+    print(
+        f"{row.kernel:16} {row.case:22} sm_{row.arch:<4} {row.registers:4} {row.spill:6} {row.spill_allowed:7} "
+        f"{row.shared:7} {row.shared_allowed:7} {row.instructions:6} {row.seconds:5.1f}  {row.mma}"
+        + "".join(f"  FAIL: {fault}" for fault in row.faults),
+        flush=True,
+    )
+
+
+PROVIDERS: tuple[Provider, ...] = (triton_rows,)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--short", action="store_true", help="a few kernels for one architecture")
+    short = parser.parse_args().short
+    print(
+        f"{'kernel':16} {'case':22} {'arch':7} {'regs':>4} {'spill':>6} {'allowed':>7} "
+        f"{'shared':>7} {'allowed':>7} {'code':>6} {'s':>5}  matrix instructions"
+    )
+    failed = 0
+    for provider in PROVIDERS:
+        for row in provider(short):
+            print_row(row)
+            failed += bool(row.faults)
+    print(f"{failed} kernels over their limits" if failed else "all kernels within their limits")
+    return failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
