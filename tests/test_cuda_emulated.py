@@ -19,6 +19,7 @@ from tests.helpers import (
     PARAMETERS,
     SHAPES,
     Case,
+    Shape,
     branch_error,
     make_case,
     relative_error,
@@ -319,7 +320,7 @@ def test_an_even_stride_costs_bank_conflicts(tmp_path: Path) -> None:
     assert text.count("kTile + 1;") == text.count("(tile + 1))") == 1
     path.write_text(text.replace("kTile + 1;", "kTile + 16;").replace("(tile + 1))", "(tile + 16))"))
     library = build(source, tmp_path / "kernels.so")
-    case = make_case(SHAPES["shipped, D=13"]._replace(height=4, width=4))
+    case = make_case(Shape(1, 13, 4, 4, 1))
     answer = emulate(library, case, count_banks=True)
     assert_right(answer, case)
     numbers = dict(word.split("=") for word in answer.reports[1].split(";")[0].split())
