@@ -5,7 +5,7 @@ TORCH  ?= torch==2.13.0
 BENCH_OUT ?= out/bench
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install bench gpu gpu-table test lint format clean
+.PHONY: help install bench gpu gpu-table test test-cuda-build lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo 'make gpu OUT=dir   all evidence a CUDA device can give, in nine minutes, with the python3 that is there'
 	@echo 'make gpu-table README table of GPU results from benchmarks/results'
 	@echo 'make test      all tests and checks'
+	@echo 'make test-cuda-build   the extension for CUDA, compiled, imported and tested without a GPU (needs nvcc)'
 	@echo 'make lint      ruff, mypy, clang-format, import-linter'
 	@echo 'make format    rewrite the sources in house style'
 	@echo 'make clean     remove what was built'
@@ -48,6 +49,9 @@ gpu-table:
 test: install lint
 	@echo '== running the tests'
 	$(PYTHON) -m pytest
+
+test-cuda-build:
+	@tests/cuda_build.sh
 
 lint: install
 	@echo '== checking style, types and the direction of imports'

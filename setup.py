@@ -64,7 +64,7 @@ def extension_arguments() -> dict:
         flags["nvcc"] = ["-O3", "-std=c++20"]
 
     class Build(BuildExtension):
-        """Compiles the CPU kernel once for each instruction set, and says beside the library what it was built for."""
+        """Compiles the CPU kernel for each instruction set, and leaves beside the library what it was built for."""
 
         def build_extension(self, extension: Extension) -> None:
             for name, options in variants.items():

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 
 import torch
 
-SHARED_LIMIT = {80: 163, 90: 227, 100: 227}  # KiB a block can have
+from benchmarks.ptxas import cuda_rows
+
+SHARED_LIMIT = {80: 163, 89: 99, 90: 227, 100: 227}  # KiB a block can have
 BLOCKS = 8
 SHIPPED = ((8, 32), (12, 32), (16, 32), (13, 16), (20, 16), (32, 16), (18, 8), (24, 8), (40, 8))  # D, and H = W
 OTHERS = ((8, 8), (16, 8), (18, 7), (13, 14), (16, 28), (20, 20), (32, 32), (64, 32))  # 224 pixels, every row's limits
@@ -64,7 +66,7 @@ def triton_rows(short: bool) -> Iterator[Row]:
 
     if backend.interpreted():
         sys.exit("compile_check: expected Triton's compiler, got its interpreter; unset TRITON_INTERPRET")
-    for arch in (90,) if short else SHARED_LIMIT:
+    for arch in (90,) if short else (80, 90, 100):
         for dtype in (torch.bfloat16, torch.float32):
             for size, height in ((13, 16), (18, 8)) if short else SHIPPED + OTHERS:
                 for name, table in (("forward", backend.FORWARD), ("backward", backend.BACKWARD)):
@@ -139,7 +141,7 @@ def print_row(row: Row) -> None:
     )
 
 
-PROVIDERS: tuple[Provider, ...] = (triton_rows,)
+PROVIDERS: tuple[Provider, ...] = (triton_rows, cuda_rows)
 
 
 def main() -> int:

@@ -26,11 +26,13 @@ template <typename T, int kTile>
 void run_map(const affnet::MapArguments<T>& a, const affnet::Launch& launch, bool backward, bool count_banks,
              Report& report) {
   if (backward) {
-    affnet::emulator::launch(a.K * a.runs, launch.threads, launch.shared_bytes, report,
-                             [&] { affnet::map_vjp_kernel<T, kTile>(a); }, count_banks);
+    affnet::emulator::launch(
+        a.K * a.runs, launch.threads, launch.shared_bytes, report, [&] { affnet::map_vjp_kernel<T, kTile>(a); },
+        count_banks);
   } else {
-    affnet::emulator::launch(a.units * affnet::tiling_of(a.H, a.W, kTile).tiles, launch.threads, launch.shared_bytes,
-                             report, [&] { affnet::map_kernel<T, kTile>(a); }, count_banks);
+    affnet::emulator::launch(
+        a.units * affnet::tiling_of(a.H, a.W, kTile).tiles, launch.threads, launch.shared_bytes, report,
+        [&] { affnet::map_kernel<T, kTile>(a); }, count_banks);
   }
 }
 
@@ -120,7 +122,8 @@ void load_brain(const Brain* x, float* to, int64_t count, int stride) {
 }
 void store_brain(const float* from, const Brain* x, Brain* y, int64_t count, int stride) {
   Report report;
-  affnet::emulator::launch(3, affnet::kPlaneThreads, 0, report, [&] { affnet::store_kernel(from, x, y, count, stride); });
+  affnet::emulator::launch(3, affnet::kPlaneThreads, 0, report,
+                           [&] { affnet::store_kernel(from, x, y, count, stride); });
 }
 
 const char* run_broken(const char* kind) {

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +19,7 @@ from tests.helpers import (
     PARAMETERS,
     SHAPES,
     Case,
+    Shape,
     branch_error,
     make_case,
     relative_error,
@@ -81,7 +80,7 @@ def pointer(array: np.ndarray | None) -> ctypes.c_void_p:
 
 
 def half_of_symmetric_columns(spectrum: np.ndarray, width: int) -> np.ndarray:
-    """What a 2-D complex-to-real transform may make of a spectrum: the rest of DC and Nyquist is assumed by symmetry."""
+    """What a 2-D complex-to-real transform may read: half of DC and Nyquist, the rest is assumed by symmetry."""
     assumed = spectrum.copy()
     height = spectrum.shape[-2]
     for w in {0, width // 2} if width % 2 == 0 else {0}:
@@ -105,19 +104,22 @@ class Options(NamedTuple):
     parameter_grads: bool = True
 
 
+DEFAULT = Options()
+
+
 class Answer(NamedTuple):
     y: np.ndarray
     gradients: tuple[np.ndarray, ...]
     reports: list[str]
 
 
-def emulate(library: ctypes.CDLL, case: Case, options: Options = Options(), count_banks: bool = False) -> Answer:
+def emulate(library: ctypes.CDLL, case: Case, options: Options = DEFAULT, count_banks: bool = False) -> Answer:
     """Forward and backward of a call, as mixer.cu launches them."""
     dtype = torch.float64 if case.tensors[0].dtype == torch.float64 else torch.float32
     name, real, complex_, arguments_of = TYPES[dtype]
     x, w1, b1, w2, b2 = (np.ascontiguousarray(t.to(dtype).numpy()) for t in case.tensors)
     dy = np.ascontiguousarray(case.dy.to(dtype).numpy())
-    B, C, H, W = x.shape
+    B, _, H, W = x.shape
     _, K, D, Dh = w1.shape
     units = B * K
     size = 4 * D * Dh + 2 * (D + Dh)
@@ -174,6 +176,14 @@ def assert_right(answer: Answer, case: Case) -> None:
         assert report.startswith(CLEAN), report
     for name, error in errors(answer, case).items():
         assert error <= (FORWARD_BOUND if name == "y" else GRADIENT_BOUND)[dtype], (name, error)
+
+
+def is_right(answer: Answer, case: Case) -> bool:
+    try:
+        assert_right(answer, case)
+    except AssertionError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -296,10 +306,9 @@ def test_a_mutation_is_caught(tmp_path: Path, what: str) -> None:
     (source / "cuda" / file).write_text(text.replace(old, new))
     library = build(source, tmp_path / "kernels.so")
     case = make_case(SHAPES["odd both"])
-    with pytest.raises(AssertionError):
-        assert_right(emulate(library, case), case)
-        alone = emulate(library, case, Options(input_grad=False))
-        assert_right(alone._replace(gradients=(case.gradients[0].numpy(), *alone.gradients[1:])), case)
+    alone = emulate(library, case, Options(input_grad=False))
+    alone = alone._replace(gradients=(case.gradients[0].numpy(), *alone.gradients[1:]))
+    assert not (is_right(emulate(library, case), case) and is_right(alone, case))
 
 
 def test_an_even_stride_costs_bank_conflicts(tmp_path: Path) -> None:
@@ -311,7 +320,7 @@ def test_an_even_stride_costs_bank_conflicts(tmp_path: Path) -> None:
     assert text.count("kTile + 1;") == text.count("(tile + 1))") == 1
     path.write_text(text.replace("kTile + 1;", "kTile + 16;").replace("(tile + 1))", "(tile + 16))"))
     library = build(source, tmp_path / "kernels.so")
-    case = make_case(SHAPES["shipped, D=13"]._replace(height=4, width=4))
+    case = make_case(Shape(1, 13, 4, 4, 1))
     answer = emulate(library, case, count_banks=True)
     assert_right(answer, case)
     numbers = dict(word.split("=") for word in answer.reports[1].split(";")[0].split())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from affnet_kernels.backends import reference, triton
 from affnet_kernels.backends.native import CPU, CUDA
+from affnet_kernels.backends.preference import rank
 from affnet_kernels.spec import MixerSpec
 
 
@@ -66,7 +67,7 @@ def select(
     if requested is not None and requested not in (names := [backend.NAME for backend in BACKENDS]):
         raise ValueError(f"fused_aff_mixer: expected backend to be None or one of {names}, got {requested!r}")
     candidates = [backend for backend in BACKENDS if requested in (None, backend.NAME)]
-    for backend in candidates:
+    for backend in sorted(candidates, key=lambda candidate: rank(candidate.NAME, spec)):
         if not backend.unsupported(spec):
             return backend
     raise NotImplementedError(

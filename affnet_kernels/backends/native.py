@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,8 @@ from torch import Tensor
 from affnet_kernels.spec import MixerSpec
 
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps . (in the source folder)"
+MAX_CUDA_CHANNELS = 128  # kMaxChannels of csrc/cuda/spectral_map.cuh
+MAX_CUDA_PLANE = 2**30  # as in csrc/cuda/mixer.cu
 
 
 class Native:
@@ -42,8 +45,14 @@ class Native:
         if spec is None:
             if self.NAME == "cuda" and not torch.cuda.is_available():
                 reasons.append("no CUDA device is available")
-        elif spec.device.type != self.NAME:
+            return reasons
+        if self.NAME == "cuda":
+            reasons += cuda_limits(spec)
+        if spec.device.type != self.NAME:
             reasons.append(f"expected a tensor on {self.NAME}, got one on {spec.device.type}")
+        elif self.NAME == "cuda" and not reasons and self._extension is not None:
+            targets = self._extension.build_info()["cuda_targets"]
+            reasons += missing_target(targets, torch.cuda.get_device_capability(spec.device))
         return reasons
 
     def forward(
@@ -74,6 +83,41 @@ class Native:
         return self._extension.native_backward(
             dy, x, w1, b1, w2, b2, sparsity_threshold, activation, input_grad, parameter_grads
         )
+
+
+def cuda_limits(
+    spec: MixerSpec,
+) -> list[str]:
+    """Sizes the CUDA kernels cannot take, in words."""
+    reasons = []
+    if max(spec.block_size, spec.hidden_size) > MAX_CUDA_CHANNELS:
+        reasons.append(
+            f"expected up to {MAX_CUDA_CHANNELS} channels and hidden channels a block, "
+            f"got {spec.block_size} and {spec.hidden_size}"
+        )
+    if spec.height * spec.width > MAX_CUDA_PLANE:
+        reasons.append(f"expected up to 2**30 elements a plane, got {spec.height} x {spec.width}")
+    return reasons
+
+
+def missing_target(
+    targets: str,  # TORCH_CUDA_ARCH_LIST of the build
+    capability: tuple[int, int],  # of the device
+) -> list[str]:
+    """Why code for `targets` does not run on a device: machine code serves later minors, PTX every later device."""
+    major, minor = capability
+    for target in re.split(r"[;\s]+", targets.strip()):
+        found = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", target)
+        if found is None:  # a name, such as Hopper: let the driver say
+            return []
+        built = int(found[1]), int(found[2])
+        exact = bool(found[3])
+        if built == capability or (not exact and built[0] == major and built[1] <= minor):
+            return []
+        if found[4] and not exact and built <= capability:
+            return []
+    wanted = f"{major}.{minor}"
+    return [f"the extension was built for {targets}, the device is {wanted}; TORCH_CUDA_ARCH_LIST={wanted} {REBUILD}"]
 
 
 def load_extension(

@@ -159,7 +159,8 @@ class Cta {
   }
 
   bool all(int begin, int end, State state) const {
-    return std::all_of(fibers_.begin() + begin, fibers_.begin() + end, [=](const Fiber& f) { return f.state == state; });
+    return std::all_of(fibers_.begin() + begin, fibers_.begin() + end,
+                       [=](const Fiber& f) { return f.state == state; });
   }
 
   void release(int begin, int end) {
@@ -243,7 +244,8 @@ class Cta {
           }
         }
         size_t worst = 0, total = 0;
-        for (const auto& [bank, different] : words) worst = std::max(worst, different.size()), total += different.size();
+        for (const auto& [bank, different] : words)
+          worst = std::max(worst, different.size()), total += different.size();
         line.counted += static_cast<int64_t>(worst);
         line.ideal += static_cast<int64_t>((total + 31) / 32);
       }
@@ -260,7 +262,7 @@ class Cta {
   std::vector<Fiber> fibers_;
   std::vector<int> warp_epochs_;
   std::vector<Cell> cells_;
-  std::map<std::pair<int, int>, int> occurrences_;                                       // of (line, thread)
+  std::map<std::pair<int, int>, int> occurrences_;                                            // of (line, thread)
   std::map<std::tuple<int, int, int>, std::vector<std::pair<uint32_t, uint32_t>>> accesses_;  // of (line, warp, nth)
 };
 

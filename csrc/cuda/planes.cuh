@@ -10,7 +10,8 @@ constexpr int kPlaneThreads = 256;
 
 // to[i * stride] = x[i]; with stride 2, real numbers become complex ones.
 template <typename S, typename T>
-AFFNET_KERNEL(kPlaneThreads) load_kernel(const S* x, T* to, int64_t count, int stride) {
+AFFNET_KERNEL(kPlaneThreads)
+load_kernel(const S* x, T* to, int64_t count, int stride) {
   for (int64_t i = cta_index() * thread_count() + thread_index(); i < count; i += cta_count() * thread_count()) {
     to[i * stride] = static_cast<T>(x[i]);
     if (stride == 2) to[2 * i + 1] = T(0);
@@ -19,7 +20,8 @@ AFFNET_KERNEL(kPlaneThreads) load_kernel(const S* x, T* to, int64_t count, int s
 
 // y[i] = from[i * stride] + x[i], rounded once. y may be `from` itself.
 template <typename S, typename T>
-AFFNET_KERNEL(kPlaneThreads) store_kernel(const T* from, const S* x, S* y, int64_t count, int stride) {
+AFFNET_KERNEL(kPlaneThreads)
+store_kernel(const T* from, const S* x, S* y, int64_t count, int stride) {
   for (int64_t i = cta_index() * thread_count() + thread_index(); i < count; i += cta_count() * thread_count()) {
     y[i] = static_cast<S>(from[i * stride] + static_cast<T>(x[i]));
   }

@@ -322,7 +322,8 @@ struct Block {
 
 // X := map(X). One CTA a tile.
 template <typename T, int kTile>
-AFFNET_KERNEL((kMaxThreads<T, false>)) map_kernel(MapArguments<T> a) {
+AFFNET_KERNEL((kMaxThreads<T, false>))
+map_kernel(MapArguments<T> a) {
   const Tiling tiling = tiling_of(a.H, a.W, kTile);
   const int64_t unit = cta_index() / tiling.tiles, plane = int64_t{a.H} * tiling.F;
   const Place<kTile> place(tiling, static_cast<int>(cta_index() % tiling.tiles));

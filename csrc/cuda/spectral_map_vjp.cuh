@@ -5,8 +5,8 @@
 
 namespace affnet {
 
-// dw += x^H dP over a tile's first `count` frequencies, each `weight` times; x is [inputs, tile] and dP [outputs, tile].
-// An element of dw belongs to one thread for all tiles, so there is nothing to order between threads.
+// dw += x^H dP over a tile's first `count` frequencies, each `weight` times; x is [inputs, tile] and dP [outputs,
+// tile]. An element of dw belongs to one thread for all tiles, so there is nothing to order between threads.
 template <typename T, int kTile>
 AFFNET_DEVICE void add_weight_grad(T* dw,  // [2, inputs, outputs]
                                    uint32_t x, uint32_t dP, int inputs, int outputs, int count, T weight) {
@@ -99,8 +99,7 @@ AFFNET_DEVICE void map_vjp_tile(const MapArguments<T>& a, const Block<T, kTile>&
     for (int slot = 0; slot < 2; ++slot) {  // dP1 takes P1's place: each thread reads and writes its own
       const uint32_t at = place.template offset<T>(block.P1, channel, slot);
       const Complex<T> p = shared_load<Complex<T>>(at), d = acc[slot][o];
-      shared_store(at,
-                   Complex<T>{activate_vjp(d.re, p.re, a.activation), activate_vjp(d.im, p.im, a.activation)});
+      shared_store(at, Complex<T>{activate_vjp(d.re, p.re, a.activation), activate_vjp(d.im, p.im, a.activation)});
     }
   }
 
@@ -131,9 +130,11 @@ AFFNET_DEVICE void map_vjp_tile(const MapArguments<T>& a, const Block<T, kTile>&
   add_bias_grad<T, kTile>(dw2 + dw, block.dP2, a.D, count, weight);
 }
 
-// G := vjp(G), and one partial sum of the parameters' gradients a CTA. CTA (k, run) takes every `runs`th tile of block k.
+// G := vjp(G), and one partial sum of the parameters' gradients a CTA. CTA (k, run) takes every `runs`th tile of block
+// k.
 template <typename T, int kTile>
-AFFNET_KERNEL((kMaxThreads<T, true>)) map_vjp_kernel(MapArguments<T> a) {
+AFFNET_KERNEL((kMaxThreads<T, true>))
+map_vjp_kernel(MapArguments<T> a) {
   const Tiling tiling = tiling_of(a.H, a.W, kTile);
   const int k = static_cast<int>(cta_index() / a.runs);
   const int64_t run = cta_index() % a.runs, plane = int64_t{a.H} * tiling.F;
@@ -151,13 +152,14 @@ AFFNET_KERNEL((kMaxThreads<T, true>)) map_vjp_kernel(MapArguments<T> a) {
 
 // The four gradients: the partial sums of each block, added up in order.
 template <typename T>
-AFFNET_KERNEL(256) reduce_kernel(const T* partials,  // [K, runs, partial_size]
-                                 int64_t runs, int K, int D, int Dh,
-                                 // outputs
-                                 T* dw1,  // [2, K, D, Dh]
-                                 T* db1,  // [2, K, Dh]
-                                 T* dw2,  // [2, K, Dh, D]
-                                 T* db2   // [2, K, D]
+AFFNET_KERNEL(256)
+reduce_kernel(const T* partials,  // [K, runs, partial_size]
+              int64_t runs, int K, int D, int Dh,
+              // outputs
+              T* dw1,  // [2, K, D, Dh]
+              T* db1,  // [2, K, Dh]
+              T* dw2,  // [2, K, Dh, D]
+              T* db2   // [2, K, D]
 ) {
   const int64_t size = partial_size(D, Dh), element = cta_index() * thread_count() + thread_index();
   if (element >= K * size) return;

@@ -26,7 +26,10 @@ template <typename S, typename T>
 class Transforms {
  public:
   Transforms(const Sizes& n, const at::Tensor& x)
-      : n_(n), options_(x.options().dtype(at::kByte)), device_(x.get_device()), stream_(c10::cuda::getCurrentCUDAStream(device_)) {}
+      : n_(n),
+        options_(x.options().dtype(at::kByte)),
+        device_(x.get_device()),
+        stream_(c10::cuda::getCurrentCUDAStream(device_)) {}
 
   int64_t reals(int64_t units) const { return units * n_.D * n_.H * n_.W; }
   int64_t numbers(int64_t units) const { return units * n_.D * n_.H * (n_.W / 2 + 1); }
@@ -73,7 +76,8 @@ class Transforms {
     const PlanKey key{transform, std::is_same_v<T, double>, n_.H, n_.W, units * n_.D};
     const bool capturing = c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
     const auto plan = plan_cache(device_).get(key, capturing, [&](const PlanKey& k) {
-      TORCH_CHECK(!capturing, "affnet_kernels: expected a call of this size before the CUDA graph is captured, got none "
+      TORCH_CHECK(!capturing,
+                  "affnet_kernels: expected a call of this size before the CUDA graph is captured, got none "
                   "that the plan cache still holds; warm up with one call, or enlarge the cache");
       return std::make_shared<FftPlan>(k);
     });

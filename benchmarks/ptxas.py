@@ -1,0 +1,128 @@
+"""The CUDA C++ kernels' rows of the compile check: every instance, by nvcc and ptxas."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.compile_check import Row
+
+CSRC = Path(__file__).parents[1] / "csrc"
+ARCHS = (80, 89, 90, 100)
+TILES = (8, 16, 32, 64)
+# Bytes of a thread that may be spilt. In float64 division and exp are calls, around which ptxas keeps registers in
+# memory; in float32 it spares a few registers so that one more CTA of the largest size fits on a multiprocessor.
+SPILL_ALLOWED = {
+    ("map_vjp_kernel", "double"): 256,
+    ("map_vjp_kernel", "float"): 16,
+    ("map_kernel", "float"): 8,
+}
+
+SOURCE = """
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include "cuda/planes.cuh"
+#include "cuda/spectral_map_vjp.cuh"
+namespace affnet {
+"""
+
+
+def cuda_rows(short: bool) -> Iterator[Row]:
+    """The kernels of csrc/cuda, as mixer.cu instantiates them."""
+    if shutil.which("nvcc") is None:
+        sys.exit("compile_check: expected nvcc on PATH, got none; install the CUDA toolkit")
+    source = SOURCE + "".join(f"template __global__ void {instance};\n" for instance in _instances(short)) + "}\n"
+    for arch in (90,) if short else ARCHS:
+        yield from _rows(source, arch)
+
+
+def _instances(short: bool) -> Iterator[str]:
+    for type_ in ("float",) if short else ("float", "double"):
+        for tile in (64,) if short else TILES:
+            yield f"map_kernel<{type_}, {tile}>(MapArguments<{type_}>)"
+            yield f"map_vjp_kernel<{type_}, {tile}>(MapArguments<{type_}>)"
+        yield (
+            f"reduce_kernel<{type_}>(const {type_}*, int64_t, int, int, int, {type_}*, {type_}*, {type_}*, {type_}*)"
+        )
+    for stored, type_ in (("float", "float"), ("double", "double"), ("__half", "float"), ("__nv_bfloat16", "float")):
+        yield f"load_kernel<{stored}, {type_}>(const {stored}*, {type_}*, int64_t, int)"
+        yield f"store_kernel<{stored}, {type_}>(const {type_}*, const {stored}*, {stored}*, int64_t, int)"
+
+
+def _rows(source: str, arch: int) -> Iterator[Row]:
+    import triton
+
+    from benchmarks.compile_check import Row
+
+    with tempfile.TemporaryDirectory() as folder:
+        path, cubin = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
+        path.write_text(source)
+        start = time.perf_counter()
+        done = subprocess.run(
+            [
+                "nvcc",
+                "-std=c++20",
+                "-O3",
+                f"-arch=sm_{arch}",
+                "-Xptxas",
+                "-v",
+                f"-I{CSRC}",
+                "-cubin",
+                path,
+                "-o",
+                cubin,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        seconds = time.perf_counter() - start
+        if done.returncode != 0:
+            sys.exit(f"compile_check: expected csrc/cuda to compile for sm_{arch}, got\n{done.stderr}")
+        code = subprocess.run(
+            [triton.knobs.nvidia.nvdisasm.path, "-c", cubin], capture_output=True, text=True, check=True
+        ).stdout
+    _, *parts = re.split(r"^\.text\.(\w+):$", code, flags=re.MULTILINE)
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    found = re.findall(
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers([^\n]*)",
+        done.stderr,
+        re.DOTALL,
+    )
+    for mangled, spill, registers, rest in found:
+        name, case = _described(mangled)
+        operations = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9]*)", sections[mangled])
+        static = re.search(r"(\d+) bytes smem", rest)
+        counts = Counter(operation for operation in operations if operation.endswith("MMA"))
+        yield Row(
+            kernel=f"cuda {name.removesuffix('_kernel')}",
+            case=case,
+            arch=arch,
+            registers=int(registers),
+            spill=int(spill),
+            spill_allowed=SPILL_ALLOWED.get((name, case.split()[0]), 0),
+            shared=-(-int(static[1]) // 1024) if static else 0,  # static; launch_for sizes the rest
+            shared_allowed=0,
+            mma=" + ".join(f"{count} {operation}" for operation, count in sorted(counts.items())),
+            instructions=len(operations),
+            seconds=seconds / len(found),
+        )
+
+
+def _described(mangled: str) -> tuple[str, str]:
+    """A kernel's name, and its template arguments in words."""
+    name = re.search(r"\d+([a-z_]+_kernel)I(.+?)EvN?", mangled)
+    if name is None:
+        sys.exit(f"compile_check: expected the name of a kernel, got {mangled}")
+    words = {"f": "float", "d": "double", "6__half": "half", "13__nv_bfloat16": "bfloat16"}
+    arguments = re.findall(r"Li\d+|6__half|13__nv_bfloat16|[fd]", name[2] + "E")
+    return name[1], " ".join(words.get(a, f"tile {a[2:]}" if a.startswith("Li") else a) for a in arguments)

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Builds the whole extension for CUDA against a CUDA build of PyTorch, imports it, and runs the tests under that PyTorch.
+# Needs nvcc and no GPU. In CI (CI set) for one target, else for all; TORCH_CUDA_ARCH_LIST overrides.
+#
+#     tests/cuda_build.sh [virtual environment, made if it is not there]
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=${1:-$root/.venv-cuda}
+torch='torch==2.12.1'
+all='8.0;8.9;9.0;10.0'
+targets=${TORCH_CUDA_ARCH_LIST:-${CI:+9.0}}
+targets=${targets:-$all}
+start=$SECONDS
+step() { echo "== $1 ($((SECONDS - start)) s)"; }
+
+command -v nvcc > /dev/null || { echo "cuda_build.sh: expected nvcc on PATH, got none; install the CUDA toolkit" >&2; exit 1; }
+
+step "setting up $venv: $torch (5 GB, some minutes the first time)"
+test -x "$venv/bin/python" || python3 -m venv "$venv"
+pip() { "$venv/bin/python" -m pip "$@" --quiet --disable-pip-version-check; }
+pip install "$torch" 'setuptools>=77' wheel ninja pybind11
+
+step 'copying the sources, so that this build leaves the one in place alone'
+copy=$root/build/cuda-copy
+mkdir -p "$copy"
+(cd "$root" && tar --exclude='_C*' --exclude=__pycache__ -cf - affnet_kernels benchmarks csrc tests setup.py pyproject.toml \
+  README.md LICENSE MANIFEST.in) | tar -C "$copy" -xf -
+
+step "compiling for $targets"
+cd "$copy"
+export FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=$targets MAX_JOBS=${MAX_JOBS:-2}
+pip install --no-build-isolation --editable '.[triton,bench,test]'
+
+step 'importing it'
+TARGETS=$targets "$venv/bin/python" - << 'PYTHON'
+import os
+import torch
+from affnet_kernels import _C, available_backends
+info = _C.build_info()
+print(info)
+assert torch.version.cuda and info["cuda"] == torch.version.cuda, "built for the CUDA of this PyTorch"
+assert info["torch"] == torch.__version__.split("+")[0]
+assert info["cuda_targets"] == os.environ["TARGETS"]
+with open("/proc/self/maps") as maps:
+    loaded = {line.split()[-1] for line in maps if "libcufft.so" in line}
+assert len(loaded) == 1 and "site-packages/nvidia" in min(loaded), f"one cuFFT, PyTorch's own: {loaded}"
+major = info["cufft"] // 1000
+assert f"libcufft.so.{major}" in min(loaded), "the version that is reported is the one that is loaded"
+assert _C.plan_cache_info(0)["size"] == 0
+assert torch._C._dispatch_has_kernel_for_dispatch_key("affnet_kernels::native_backward", "CUDA")
+reasons = available_backends()
+assert reasons["cpu"] == [] and reasons["cuda"] == ([] if torch.cuda.is_available() else ["no CUDA device is available"])
+PYTHON
+
+step 'running the tests that depend on PyTorch'
+"$venv/bin/python" -m pytest -q -x -p no:cacheprovider --ignore=tests/test_cuda_emulated.py --ignore=tests/test_plan_cache.py \
+  --ignore=tests/test_build.py
+step 'done'

@@ -1,0 +1,107 @@
+"""When the backend "cuda" is chosen, and the reasons it gives: no GPU is needed to ask."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from affnet_kernels import MixerSpec
+from affnet_kernels.backends import BACKENDS, native, select, triton
+from affnet_kernels.backends.native import Native, missing_target
+from affnet_kernels.backends.preference import CUDA_PREFERENCES
+
+ROOT = Path(__file__).parents[1]
+GPU = torch.device("cuda")
+
+
+def spec(size: int, channels: int = 16, dtype: torch.dtype = torch.float32) -> MixerSpec:
+    return MixerSpec(4, 8 * channels, size, size, 8, channels, dtype, GPU, "relu")
+
+
+class Built:
+    """An extension that was built for the targets of a release."""
+
+    def build_info(self) -> dict[str, Any]:
+        return {"cuda": "13.0", "cuda_targets": "8.0;8.9;9.0;10.0"}
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Native:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    return Native("cuda", Built(), "")  # type: ignore[arg-type]
+
+
+def test_sizes(cuda: Native) -> None:
+    for size, channels in ((1, 1), (7, 18), (97, 13), (4096, 128)):
+        for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            assert cuda.unsupported(spec(size, channels, dtype)) == []
+    assert cuda.unsupported(spec(8, 129)) == [
+        "expected up to 128 channels and hidden channels a block, got 129 and 129"
+    ]
+    assert cuda.unsupported(spec(2**15 + 1)) == ["expected up to 2**30 elements a plane, got 32769 x 32769"]
+    assert cuda.unsupported(spec(8)._replace(device=torch.device("cpu"))) == [
+        "expected a tensor on cuda, got one on cpu"
+    ]
+
+
+def test_limits_are_those_of_the_kernels() -> None:
+    kernels = (ROOT / "csrc" / "cuda" / "spectral_map.cuh").read_text()
+    assert f"constexpr int kMaxChannels = {native.MAX_CUDA_CHANNELS};" in kernels
+    assert "n.H * n.W <= int64_t{1} << 30" in (ROOT / "csrc" / "cuda" / "mixer.cu").read_text()
+
+
+@pytest.mark.parametrize(
+    ("targets", "capability", "runs"),
+    [
+        ("8.0;8.9;9.0;10.0", (8, 0), True),
+        ("8.0;8.9;9.0;10.0", (8, 6), True),
+        ("8.0;8.9;9.0;10.0", (9, 0), True),
+        ("8.0;8.9;9.0;10.0", (10, 3), True),
+        ("8.0;8.9;9.0;10.0", (12, 0), False),
+        ("8.0;8.9;9.0;10.0", (7, 5), False),
+        ("9.0 10.0+PTX", (12, 0), True),
+        ("9.0+PTX", (8, 0), False),
+        ("8.9", (8, 6), False),
+        ("10.0a", (10, 3), False),
+        ("9.0a", (9, 0), True),
+        ("Hopper", (9, 0), True),
+    ],
+)
+def test_targets(targets: str, capability: tuple[int, int], runs: bool) -> None:
+    reasons = missing_target(targets, capability)
+    assert (reasons == []) is runs
+    if not runs:
+        assert re.match(f"the extension was built for {targets}, the device is ".replace("+", r"\+"), reasons[0])
+        assert f"TORCH_CUDA_ARCH_LIST={capability[0]}.{capability[1]} pip install" in reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "dtype", "chosen"),
+    [
+        (8, 40, torch.float32, "triton"),
+        (32, 16, torch.bfloat16, "triton"),
+        (32, 64, torch.float32, "triton"),
+        (33, 16, torch.float32, "cuda"),
+        (64, 8, torch.bfloat16, "cuda"),
+        (8, 65, torch.float32, "cuda"),
+    ],
+)
+def test_the_preferred_one_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, size: int, channels: int, dtype: torch.dtype, chosen: str
+) -> None:
+    for backend in BACKENDS:
+        monkeypatch.setattr(backend, "unsupported", lambda spec, name=backend.NAME: [] if name != "cpu" else ["no"])
+    assert chosen == select.__wrapped__(spec(size, channels, dtype), None).NAME
+    monkeypatch.setattr(triton, "unsupported", lambda spec: ["not here"])
+    assert select.__wrapped__(spec(size, channels, dtype), None).NAME == "cuda"
+
+
+def test_every_preference_has_its_grounds() -> None:
+    for row in CUDA_PREFERENCES:
+        assert row.basis == "predicted" or row.basis.startswith("measured on ")
+        assert len(row.why) > 20
+        assert sorted(row.order) == ["cuda", "triton"]
