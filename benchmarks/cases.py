@@ -79,7 +79,12 @@ CUDA_LARGE = ((128, 64, 16), (64, 128, 16))
 SUITES |= {
     "shipped": tuple(
         case
-        for batch, dtypes in ((64, ("float32", "bfloat16")), (1, ("float32", "bfloat16")), (64, ("float16",)), (1, ("float16",)))
+        for batch, dtypes in (
+            (64, ("float32", "bfloat16")),
+            (1, ("float32", "bfloat16")),
+            (64, ("float16",)),
+            (1, ("float16",)),
+        )
         for case in _square("shipped", tuple((channels, size, batch) for channels, size in SHIPPED), dtypes)
     ),
     "large": _square("large", CUDA_LARGE, ("float32", "bfloat16")),

@@ -5,6 +5,7 @@ This process imports no torch: nothing that a step does to the driver or to its 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -53,6 +54,7 @@ def run(
     write_report: bool = True,
 ) -> int:
     """Run the steps whatever becomes of each; 0 if none failed. The last lines say what passed."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the step is ended too
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + total
     outcomes: list[Result] = []
@@ -103,10 +105,8 @@ def _run_step(step: Step, seconds: float, log: IO[str]) -> Result:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

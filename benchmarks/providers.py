@@ -182,18 +182,18 @@ def exact(
     parameters: tuple[Tensor, ...],
     dy: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """The provider's answer in float64; of attention and its like image by image, for one's N x N weights fill memory."""
+    """The provider's answer in float64; of attention and its like image by image, for N x N weights fill memory."""
     wide: Any = [t.double() for t in (x, *parameters)]
     step = 1 if provider.name in OTHERS else max(1, len(x))
-    answers = []
+    maps: list[tuple[Tensor, ...]] = []  # y, and dx
+    sums: tuple[Tensor, ...] = ()  # gradients of the parameters
     for first in range(0, len(x), step):
         images = slice(first, first + step)
         cotangent = None if dy is None else dy[images].double()
-        answers.append(Call(provider.definition, wide[0][images], tuple(wide[1:]), cotangent)())
-    per_image, summed = [torch.cat(parts) for parts in zip(*answers, strict=True)][:2], []
-    if dy is not None:
-        summed = [torch.stack(parts).sum(0) for parts in list(zip(*answers, strict=True))[2:]]
-    return *per_image, *summed
+        answer = Call(provider.definition, wide[0][images], tuple(wide[1:]), cotangent)()
+        maps.append(answer[:2])
+        sums = tuple(a + b for a, b in zip(sums, answer[2:], strict=True)) if sums else answer[2:]
+    return *(torch.cat(parts) for parts in zip(*maps, strict=True)), *sums
 
 
 def minimal_bytes(case: Case) -> int:

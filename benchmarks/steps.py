@@ -1,8 +1,9 @@
-"""The steps of `make gpu`, each run as `python -m benchmarks.steps NAME OUT`; the last line that it prints is its outcome."""
+"""The steps of `make gpu`, each `python -m benchmarks.steps NAME OUT`; the last line that one prints is its outcome."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import platform
@@ -39,8 +40,8 @@ class Run:
         )
         self.device = self.meter.device
 
-    def write(self, case: Case, **values: object) -> Result:
-        row = self.meter.row(case, **values)
+    def write(self, call: Case, **values: object) -> Result:
+        row = self.meter.row(call, **values)
         with Writer(self.out / "results.csv") as writer:
             writer.write(row)
         return row
@@ -138,10 +139,8 @@ def warm(this: Run, part: str) -> str:
     index, count = map(int, part.split("/"))
     cases = [case for suite in CUDA_BENCH for case in SUITES[suite] if case.direction != "forward" and case.batch > 1]
     for case in cases[index::count]:
-        try:
+        with contextlib.suppress(Unavailable):
             _call("triton", case, this.device)()
-        except Unavailable:
-            continue
     this.synchronize()
     return f"warmed {len(cases[index::count])} cases"
 
@@ -263,7 +262,9 @@ def tests(this: Run) -> str:
     """pytest -m gpu."""
     parallel = ("-n", "6") if importlib.util.find_spec("xdist") and not this.stand_in else ()
     options = ("-m", "gpu", "-q", "--continue-on-collection-errors", "-p", "no:cacheprovider", *parallel)
-    done = subprocess.run((sys.executable, "-m", "pytest", *options), cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        (sys.executable, "-m", "pytest", *options), cwd=ROOT, capture_output=True, text=True, check=False
+    )
     print(done.stdout, done.stderr)
     lines = [line.strip("= ") for line in done.stdout.splitlines() if line.strip()]
     last = lines[-1] if lines else "pytest said nothing"
@@ -346,7 +347,9 @@ def main() -> int:
     parser.add_argument("--part", default="0/1", help="of the cases to warm")
     options = parser.parse_args()
     if not options.stand_in and not torch.cuda.is_available():
-        print("make gpu: expected a CUDA device, got none; python -m benchmarks gpu OUT --stand-in rehearses on the CPU")
+        print(
+            "make gpu: expected a CUDA device, got none; python -m benchmarks gpu OUT --stand-in rehearses on the CPU"
+        )
         return 1
     this = Run(options.out, options.stand_in, options.seconds)
     try:
