@@ -20,7 +20,7 @@ def claims(rows: Rows) -> str:
         value = claim.measure(lookup)
         met = "not measured on a GPU" if value is None else "met" if claim.met(value) else "NOT MET"
         lines.append([claim.what, claim.asked, shown(value, claim.unit), met])
-    return markdown(["claim", "asked", "measured", "met"], lines)
+    return markdown(["claim", "asked", "measured", "verdict"], lines)
 
 
 def ceilings(rows: Rows) -> str:
