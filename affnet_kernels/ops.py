@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from affnet_kernels.backends import reference, select
 from affnet_kernels.spec import MixerSpec
@@ -41,12 +42,17 @@ def mixer(
 ) -> Tensor:  # [B, C, H, W]
     """The mixer as a differentiable operator; arguments are validated, parameters are in `compute_dtype(x.dtype)`."""
     args = x, w1, b1, w2, b2, sparsity_threshold, activation, backend
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or _transforms_active():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or _transforms_active() or _forward_mode_active():
         return _apply(_Forward, *args)
     return torch.ops.affnet_kernels.mixer_forward(*args)
 
 
 _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+
+
+def _forward_mode_active() -> bool:
+    """Whether there may be dual tensors, whose tangents the raw operator would silently drop."""
+    return getattr(forward_ad, "_current_level", 0) >= 0
 
 
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:

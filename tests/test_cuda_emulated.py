@@ -138,7 +138,9 @@ def emulate(library: ctypes.CDLL, case: Case, options: Options = Options(), coun
                 *((H * W) ** -0.5, case.sparsity_threshold, ACTIVATIONS.index(case.activation), options.input_grad),
             )
             run = getattr(library, f"map_{name}")
-            report = run(ctypes.byref(arguments), ctypes.c_bool(G is not None), options.tile, ctypes.c_bool(count_banks))
+            report = run(
+                ctypes.byref(arguments), ctypes.c_bool(G is not None), options.tile, ctypes.c_bool(count_banks)
+            )
             reports.append(report.decode())
         return X if G is None else G
 
@@ -153,9 +155,7 @@ def emulate(library: ctypes.CDLL, case: Case, options: Options = Options(), coun
     gradients = [np.full_like(p, np.nan) for p in (w1, b1, w2, b2)]
     reduce = getattr(library, f"reduce_{name}")
     reports.append(
-        reduce(
-            pointer(partials), ctypes.c_int64(options.runs), K, D, Dh, *(pointer(g) for g in gradients)
-        ).decode()
+        reduce(pointer(partials), ctypes.c_int64(options.runs), K, D, Dh, *(pointer(g) for g in gradients)).decode()
     )
     return Answer(y, (dx, *gradients), reports)
 
@@ -268,7 +268,11 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {  # what, text, replaced by
         "spectral_map.cuh",
     ),
     "no barrier after weights are staged": ("count);\n    barrier();", "count);", "spectral_map.cuh"),
-    "no barrier between tiles": ("    barrier();  // the tile before", "    // the tile before", "spectral_map_vjp.cuh"),
+    "no barrier between tiles": (
+        "    barrier();  // the tile before",
+        "    // the tile before",
+        "spectral_map_vjp.cuh",
+    ),
     "no barrier before the weight gradient": ("  barrier();\n  // A special", "  // A special", "spectral_map_vjp.cuh"),
     "sign of a product": ("a.re -= x[slot].im * v.im", "a.re += x[slot].im * v.im", "spectral_map.cuh"),
     "sign of a weight's gradient": ("sum[p][q].im -= a", "sum[p][q].im += a", "spectral_map_vjp.cuh"),

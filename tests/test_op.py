@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch._dynamo
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from affnet_kernels import AFFMixer, MixerSpec, fused_aff_mixer
@@ -159,10 +160,13 @@ def test_hessian_vector_product() -> None:
         torch.testing.assert_close(*products)
 
 
-def test_forward_mode_raises() -> None:
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad])
+def test_forward_mode_raises(context: Any) -> None:
     tensors = make_inputs(TINY)
-    with pytest.raises(NotImplementedError, match="jvp"):
+    with context(), pytest.raises(NotImplementedError, match="jvp"):
         torch.func.jvp(lambda x: loss(x, *tensors[1:]), tensors[:1], tensors[:1])
+    with context(), forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        loss(forward_ad.make_dual(tensors[0], tensors[0]), *tensors[1:])
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)

@@ -44,7 +44,19 @@ FORWARD = (
     Row(16, 8, 16, 2, 0, 0, 4, 0, 32, 0, "all in registers; two images share the weights, a quarter less instructions"),
     Row(16, 8, 32, 1, 0, 0, 4, 0, 48, 0, "all in registers; a second image would leave one program a multiprocessor"),
     Row(16, 32, 32, 1, 8, 64, 4, 3, 48, 0, "staged: in registers it takes 8 warps of over 230 from 16x16 on"),
-    Row(16, 32, 64, 1, 16, 64, 8, 1, 96, 0, "weights of 128 x 128 fill the registers; CUDA C++ would not pad D = 40 to 64"),
+    Row(
+        16,
+        32,
+        64,
+        1,
+        16,
+        64,
+        8,
+        1,
+        96,
+        0,
+        "weights of 128 x 128 fill the registers; CUDA C++ would not pad D = 40 to 64",
+    ),
     Row(32, 8, 16, 2, 0, 0, 4, 0, 48, 0, "as with 16 bits"),
     Row(32, 32, 32, 1, 8, 64, 4, 2, 96, 64, "staged, also at 8x8: high and low parts of the operands double a tile"),
     Row(32, 32, 64, 1, 16, 32, 8, 1, 128, 400, "as with 16 bits"),
@@ -274,9 +286,7 @@ def find_row(
 ) -> Row:
     size, channels = max(spec.height, spec.width), max(spec.block_size, spec.hidden_size)
     return next(
-        row
-        for row in table
-        if 8 * spec.dtype.itemsize == row.bits and size <= row.size and channels <= row.channels
+        row for row in table if 8 * spec.dtype.itemsize == row.bits and size <= row.size and channels <= row.channels
     )
 
 

@@ -157,7 +157,5 @@ def nyquist_to_space(
     N: tl.constexpr,
     T: tl.constexpr,
 ):  # [HP, N, WP]
-    column = product(
-        nyquist_along_h(matrices_ptr, True, T), tl.reshape(X, (2 * T.HP, N)), zeros(T.HP, N), PRECISION
-    )
+    column = product(nyquist_along_h(matrices_ptr, True, T), tl.reshape(X, (2 * T.HP, N)), zeros(T.HP, N), PRECISION)
     return column[:, :, None] * nyquist_sign(T)
