@@ -35,7 +35,7 @@ install: $(VENV)/installed
 
 bench: install
 	@echo '== measuring the mixer on photographs (some four minutes)'
-	@$(PYTHON) -m benchmarks run --out $(BENCH_OUT) --limit 240; status=$$?; \
+	@$(PYTHON) -m benchmarks run --out $(BENCH_OUT) --limit 210; status=$$?; \
 	  $(PYTHON) -m benchmarks report $(BENCH_OUT) && exit $$status
 
 # Everything here runs with the python3 at hand and its torch: a GPU machine may have no network and no tools.

@@ -1,4 +1,4 @@
-"""`python -m benchmarks list | run | report`."""
+"""`python -m benchmarks list | run | report | compare | gpu | keep | readme`."""
 
 from __future__ import annotations
 
@@ -55,9 +55,40 @@ def write_report(options: argparse.Namespace) -> int:
     from benchmarks import report
 
     folder = options.to or (options.sources[0] if options.sources[0].is_dir() else options.sources[0].parent)
-    for path in report.write(options.sources, folder):
+    for path in report.write(options.sources, folder, not options.no_pictures):
         print(path)
     return 0
+
+
+def gpu(options: argparse.Namespace) -> int:
+    """Everything a CUDA device can give, in nine minutes; 1 if a step failed."""
+    from benchmarks import gpu as driver
+
+    return driver.run(driver.steps(options.out, options.stand_in), options.out, options.limit)
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Ratios between two CSV files, and what moved by more than the noise."""
+    from benchmarks import compare as comparison
+    from benchmarks.results import read
+
+    print(comparison.table(read([options.a]), read([options.b])))
+    return 0
+
+
+def keep(options: argparse.Namespace) -> int:
+    """Append a run's rows to the committed evidence of its device."""
+    from benchmarks import evidence
+
+    print(evidence.keep(options.out / "results.csv"))
+    return 0
+
+
+def readme(options: argparse.Namespace) -> int:
+    """Write README's table of GPU results from the committed evidence; with --check, 1 if it differs."""
+    from benchmarks import evidence
+
+    return evidence.update_readme(check=options.check)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,7 +110,27 @@ def parser() -> argparse.ArgumentParser:
     two = sub.add_parser("report", help=write_report.__doc__)
     two.set_defaults(command=write_report)
     two.add_argument("sources", nargs="*", type=Path, default=[OUT], help="CSV files or folders of them")
+    two.add_argument("--no-pictures", action="store_true")
     two.add_argument("--to", type=Path, help="folder to write to; default: the first source's")
+
+    three = sub.add_parser("gpu", help=gpu.__doc__)
+    three.set_defaults(command=gpu)
+    three.add_argument("out", type=Path, help="folder for report.md, results.csv, log and pictures")
+    three.add_argument("--stand-in", action="store_true", help="rehearse on the CPU with tiny shapes")
+    three.add_argument("--limit", type=float, default=530, help="seconds for everything")
+
+    four = sub.add_parser("compare", help=compare.__doc__)
+    four.set_defaults(command=compare)
+    four.add_argument("a", type=Path)
+    four.add_argument("b", type=Path)
+
+    five = sub.add_parser("keep", help=keep.__doc__)
+    five.set_defaults(command=keep)
+    five.add_argument("out", type=Path, help="folder of a run")
+
+    six = sub.add_parser("readme", help=readme.__doc__)
+    six.set_defaults(command=readme)
+    six.add_argument("--check", action="store_true")
     return commands
 
 

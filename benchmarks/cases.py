@@ -73,6 +73,29 @@ SUITES: dict[str, tuple[Case, ...]] = {
     "compiled": tuple(sorted(_square("compiled", EXAMPLES), key=lambda case: case.direction)),
     "quick": _square("quick", ((16, 8, 2), (16, 7, 1))),
 }
+# On a CUDA device, what matters most first: a run may be cut short.
+CUDA_EXAMPLES = ((128, 32, 64), (256, 16, 64), (320, 8, 64))
+CUDA_LARGE = ((128, 64, 16), (64, 128, 16))
+SUITES |= {
+    "shipped": tuple(
+        case
+        for batch, dtypes in (
+            (64, ("float32", "bfloat16")),
+            (1, ("float32", "bfloat16")),
+            (64, ("float16",)),
+            (1, ("float16",)),
+        )
+        for case in _square("shipped", tuple((channels, size, batch) for channels, size in SHIPPED), dtypes)
+    ),
+    "large": _square("large", CUDA_LARGE, ("float32", "bfloat16")),
+    "against": _square("against", CUDA_EXAMPLES, ("bfloat16",)),
+    "sweep-cuda": _square("sweep-cuda", tuple((128, size, 8) for size in SWEEP), ("bfloat16",)),
+    "compiled-cuda": (
+        *_square("compiled-cuda", CUDA_EXAMPLES[:1], ("float32", "bfloat16")),
+        *_square("compiled-cuda", CUDA_LARGE),
+    ),
+}
+CUDA_BENCH = ("compiled-cuda", "shipped", "against", "sweep-cuda", "large")
 BENCH = ("headline", "early", "single", "threads", "sweep", "mixers", "compiled")
 ABOUT = {
     "headline": "the nine shipped (C, H) pairs at 256 pixels and two of 224 pixels",
@@ -82,5 +105,10 @@ ABOUT = {
     "sweep": f"tokens from {SWEEP[0]}^2 to {SWEEP[-1]}^2 at {SWEEP_CHANNELS} channels, for the growth of each mixer",
     "mixers": "the mixer against the global mixers it stands in for, a shape of each map size",
     "compiled": "the mixer against torch.compile, a shape of each map size",
+    "shipped": "the nine shipped (C, H) pairs at 256 pixels, batch 64 and 1, for a CUDA device",
+    "large": "64 x 64 and 128 x 128, for a CUDA device",
+    "against": "the mixer against the global mixers it stands in for, for a CUDA device",
+    "sweep-cuda": "tokens from 8^2 to 128^2 at 128 channels, for a CUDA device",
+    "compiled-cuda": "the mixer against torch.compile, for a CUDA device",
     "quick": "two tiny calls, to see that everything works",
 }

@@ -22,11 +22,14 @@ class Growth(NamedTuple):
 
 
 def exponents(rows: Iterable[Result]) -> list[Growth]:
-    """A least-squares line through log time over log N for each provider of the sweep, on its upper part."""
+    """A least-squares line through log time over log N for each provider of the sweep, on its upper part.
+
+    The times are 20th percentiles: what disturbs a measurement only ever adds to it.
+    """
     series: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in rows:
         if row.suite.startswith("sweep") and row.status == "OK" and row.height * row.width >= UPPER_PART:
-            series.setdefault((row.provider, row.direction, row.dtype), {})[row.height * row.width] = row.p50_us
+            series.setdefault((row.provider, row.direction, row.dtype), {})[row.height * row.width] = row.p20_us
     return [
         Growth(provider, direction, dtype, slope(points), min(points), max(points), len(points))
         for (provider, direction, dtype), points in series.items()

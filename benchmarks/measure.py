@@ -56,6 +56,7 @@ class Meter:
         self.slowest = slowest
         self.compile_seconds = compile_seconds
         self._facts = facts(device_type)
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32, for every provider
         self._cold = timing.ColdCache() if self.device == "cuda" else None
         self._last: dict[tuple[str, str, str, int], tuple[float, int]] = {}  # series -> (microseconds, tokens)
 

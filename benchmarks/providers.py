@@ -12,7 +12,6 @@ from torch import Tensor
 
 from affnet_kernels import MixerSpec, available_backends, fused_aff_mixer
 from affnet_kernels.backends import BACKENDS, reference
-from affnet_kernels.spec import compute_dtype
 from benchmarks.cases import Case
 from benchmarks.inputs import dense_parameters, mixer_parameters
 
@@ -183,9 +182,18 @@ def exact(
     parameters: tuple[Tensor, ...],
     dy: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """The provider's answer in float64."""
+    """The provider's answer in float64; of attention and its like image by image, for N x N weights fill memory."""
     wide: Any = [t.double() for t in (x, *parameters)]
-    return Call(provider.definition, wide[0], tuple(wide[1:]), None if dy is None else dy.double())()
+    step = 1 if provider.name in OTHERS else max(1, len(x))
+    maps: list[tuple[Tensor, ...]] = []  # y, and dx
+    sums: tuple[Tensor, ...] = ()  # gradients of the parameters
+    for first in range(0, len(x), step):
+        images = slice(first, first + step)
+        cotangent = None if dy is None else dy[images].double()
+        answer = Call(provider.definition, wide[0][images], tuple(wide[1:]), cotangent)()
+        maps.append(answer[:2])
+        sums = tuple(a + b for a, b in zip(sums, answer[2:], strict=True)) if sums else answer[2:]
+    return *(torch.cat(parts) for parts in zip(*maps, strict=True)), *sums
 
 
 def minimal_bytes(case: Case) -> int:
@@ -200,7 +208,3 @@ def mixer_flops(case: Case) -> float:
     transforms = 2 * 2.5 * case.tokens * torch.log2(torch.tensor(float(case.tokens))).item()
     perceptron = 2 * 8 * D * case.height * F_
     return case.batch * case.channels * (transforms + perceptron + 6 * case.height * F_)
-
-
-def parameter_dtype(case: Case) -> torch.dtype:
-    return compute_dtype(getattr(torch, case.dtype))

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import tables
+from benchmarks import gpu_tables, tables
 from benchmarks.plots import draw
 from benchmarks.results import Result, newest, read
 from benchmarks.tables import Rows
+
+OTHER_SUITES = ("machine", "sweep", "sweep-cuda", "threads", "step", "launches", "inverse-transform", "sanitizer")
+SWEEPS = ("sweep", "sweep-cuda")
+STAND_IN = (
+    "**THIS IS NOT A GPU RUN.** It is a rehearsal on a CPU that stands in for a GPU: tiny shapes, the same steps. "
+    "No number below says anything about a GPU."
+)
 
 
 def compared(rows: Rows) -> list[str]:
@@ -22,7 +29,7 @@ def summary(rows: Rows) -> str:
     """The tables a terminal shows after a run."""
     parts = [
         tables.fused_table(rows, compared(rows)),
-        tables.mixers_table(rows, ("sweep",), lambda row: row.p50_us, tables.microseconds),
+        tables.mixers_table(rows, SWEEPS, lambda row: row.p50_us, tables.microseconds),
         tables.growth_table(rows),
         "\n".join(tables.headlines(rows)),
         "\n".join(tables.failures(rows.all)),
@@ -46,31 +53,43 @@ def csv_files(sources: Sequence[Path]) -> list[Path]:
 def write(
     sources: Sequence[Path],
     folder: Path,
+    pictures: bool = True,
 ) -> list[Path]:
     """report.md and pictures in `folder`, from CSV files or folders of them; the paths that were written."""
     rows = Rows(newest(read(csv_files(sources))))
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = draw(rows, folder, note(rows.all))
+    drawn = draw(rows, folder, note(rows.all)) if pictures else []
     path = folder / "report.md"
-    path.write_text(text(rows, [picture.name for picture in pictures]))
-    return [path, *pictures]
+    path.write_text(text(rows, [picture.name for picture in drawn]))
+    return [path, *drawn]
 
 
 def text(rows: Rows, pictures: Sequence[str]) -> str:
     """The report in Markdown."""
-    parts = ["# How fast the mixer is", note(rows.all)]
+    rehearsal = any(row.device_type == "stand-in" for row in rows.all)
+    parts = [
+        "# NOT A GPU RUN" if rehearsal else "# How fast the mixer is",
+        STAND_IN if rehearsal else "",
+        note(rows.all),
+    ]
     parts += ["\n".join(f"- {line}" for line in tables.headlines(rows))]
+    on_gpu = any(row.device_type in ("cuda", "stand-in") for row in rows.all)
     sections = (
+        ("Steps", gpu_tables.steps(rows)),
+        ("Asked, measured, met", gpu_tables.claims(rows) if on_gpu else ""),
+        ("Ceilings of the device", gpu_tables.ceilings(rows)),
+        ("The inverse transform", gpu_tables.inverse_transform(rows)),
+        ("Launches", gpu_tables.launches(rows)),
         ("Fused against eager", tables.fused_table(rows, compared(rows))),
         ("Growth with the number of tokens", tables.growth_table(rows)),
         (
             "Time of a call, µs",
-            tables.mixers_table(rows, (*compared(rows), "sweep"), lambda row: row.p50_us, tables.microseconds),
+            tables.mixers_table(rows, (*compared(rows), *SWEEPS), lambda row: row.p50_us, tables.microseconds),
         ),
         (
             "Peak extra memory of a call, MiB",
             tables.mixers_table(
-                rows, (*compared(rows), "sweep"), lambda row: row.peak_bytes / 2**20, lambda mib: f"{mib:.1f}"
+                rows, (*compared(rows), *SWEEPS), lambda row: row.peak_bytes / 2**20, lambda mib: f"{mib:.1f}"
             ),
         ),
         ("Wrong, and therefore not timed", "\n".join(f"- {line}" for line in tables.failures(rows.all))),
@@ -86,8 +105,8 @@ def text(rows: Rows, pictures: Sequence[str]) -> str:
 
 def note(rows: Sequence[Result]) -> str:
     """Where, with what and on what the rows were measured."""
-    runs = dict.fromkeys((r.device, r.torch, r.triton, r.package, r.commit) for r in rows)
-    inputs = sorted({row.input for row in rows if row.suite != "machine"} - {""})
+    runs = dict.fromkeys((r.device, r.torch, r.triton, r.package, r.commit) for r in rows if r.device)
+    inputs = sorted({row.input for row in rows if row.suite not in ("machine", "step")} - {""})
     said = (
         f"{device}; torch {torch}, triton {triton}, affnet_kernels {package} at {commit}"
         for device, torch, triton, package, commit in runs

@@ -22,7 +22,12 @@ BY_SUITE: dict[str, tuple[str, ...]] = {
     "threads": ("eager", *FUSED),
     "sweep": ("eager", *FUSED, "clone", *OTHERS),
     "mixers": ("eager", *FUSED, "clone", *OTHERS),
-    "compiled": ("eager", *FUSED, "eager-graph", *COMPILED),
+    "compiled": ("eager", *FUSED, *COMPILED),
+    "shipped": ("eager", *FUSED, "eager-graph", "clone"),
+    "large": ("eager", *FUSED, "eager-graph", "clone"),
+    "against": ("eager", *FUSED, "clone", *OTHERS),
+    "sweep-cuda": ("eager", *FUSED, "clone", *OTHERS),
+    "compiled-cuda": ("eager", *FUSED, *COMPILED),
 }
 
 

@@ -215,4 +215,7 @@ def skips(rows: Iterable[Result]) -> list[str]:
     return [f"{provider}, {count} cases: {reason}" for (provider, reason), count in reasons.items()]
 
 
-SWEEP_NOTE = f"Least squares on log time over log N for N >= {UPPER_PART}, where the cost of a call no longer shows."
+SWEEP_NOTE = (
+    f"Least squares on log time (20th percentile) over log N for N >= {UPPER_PART}, "
+    "where the cost of a call no longer shows."
+)

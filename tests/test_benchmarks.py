@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +14,21 @@ import pytest
 import torch
 
 from benchmarks import __main__ as cli
-from benchmarks import growth, inputs, memory, providers, report, results, run, timing
+from benchmarks import (
+    claims,
+    compare,
+    evidence,
+    gpu,
+    growth,
+    inputs,
+    memory,
+    providers,
+    report,
+    results,
+    run,
+    steps,
+    timing,
+)
 from benchmarks.cases import HEADLINE, SHIPPED, SUITES, Case
 from benchmarks.measure import Meter
 from benchmarks.tables import Rows, geometric_mean, headlines
@@ -142,9 +160,11 @@ def _sweep() -> list[results.Result]:
     rows = []
     for size in (16, 32, 64, 128):
         for provider, power in (("eager", 1.1), ("cpu", 1.1), ("attention", 2.0)):
+            time_us = 0.01 * (size * size) ** power
             row = results.blank(suite="sweep", provider=provider, case=f"64@{size}x{size}", batch=1, channels=64)
             row = replace(row, height=size, width=size, dtype="float32", direction="forward", status="OK")
-            rows.append(replace(row, p50_us=0.01 * (size * size) ** power, gb_per_s=10.0, ratio_p50=1.0))
+            row = replace(row, p20_us=time_us, p50_us=1.1 * time_us, gb_per_s=10.0, ratio_p50=1.0)
+            rows.append(row)
     headline = [replace(row, suite="headline", ratio_p20=3.0, ratio_p50=4.0, ratio_p80=5.0) for row in rows]
     return rows + [row for row in headline if row.provider == "cpu"]
 
@@ -209,3 +229,215 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in (*SUITES, *providers.PROVIDERS))
+
+
+def _rows(p50_us: float = 10.0, **values: object) -> list[results.Result]:
+    """What a GPU's run of one shape might have written."""
+    common: dict[str, object] = {
+        **{
+            "device": "NVIDIA H200",
+            "device_type": "cuda",
+            "commit": "0123456789ab",
+            "suite": "shipped",
+            "status": "OK",
+        },
+        **{"case": "128@32x32", "batch": 64, "channels": 128, "height": 32, "width": 32, "dtype": "bfloat16"},
+        **{"direction": "forward", "threads": 1, "error": 1e-3, "protocol": "graph", "status": "OK"},
+    }
+
+    def row(provider: str, microseconds: float, gb_per_s: float) -> results.Result:
+        spread = {"p20_us": 0.98 * microseconds, "p50_us": microseconds, "p80_us": 1.02 * microseconds}
+        return results.blank(**(common | {"provider": provider, "gb_per_s": gb_per_s} | spread | values))
+
+    return [row("eager", 200.0, 200.0), row("clone", 8.0, 4000.0), row("triton", p50_us, 40000.0 / p50_us)]
+
+
+def _write(path: Path, rows: list[results.Result]) -> Path:
+    with results.Writer(path) as writer:
+        for row in rows:
+            writer.write(row)
+    return path
+
+
+def test_claims_are_judged(tmp_path: Path) -> None:
+    text = report.text(Rows(_rows(p50_us=10.0)), [])
+    assert re.search(r"bfloat16, forward: speed against eager +\| +>= 10x \| +20x \| +met \|", text)
+    assert re.search(r"bfloat16, forward: of clone's bandwidth +\| +>= 25% \| +100% \| +met \|", text)
+    text = report.text(Rows(_rows(p50_us=50.0)), [])
+    assert re.search(r"bfloat16, forward: speed against eager +\| +>= 10x \| +4x \| +NOT MET \|", text)
+    assert re.search(r"bfloat16, forward: of clone's bandwidth +\| +>= 25% \| +20% \| +NOT MET \|", text)
+    assert "NOT A GPU RUN" not in text
+
+
+def test_a_stand_in_meets_no_claim() -> None:
+    text = report.text(Rows(_rows(device_type="stand-in")), [])
+    assert text.startswith("# NOT A GPU RUN\n\n**THIS IS NOT A GPU RUN.**")
+    assert "| met |" not in text.replace("  ", "")
+    assert text.count("not measured on a GPU") == len(claims.CLAIMS)
+
+
+def test_compare_marks_what_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = _write(tmp_path / "a.csv", _rows(10.0)), _write(tmp_path / "b.csv", _rows(8.0))
+    assert cli.main(["compare", str(a), str(b)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"fused \(triton\) +\| +10.0 \| +8.0 \| +0.80 \| 0.77-0.83 \| faster \|", said)
+    assert "1 of 3 moved by more than the noise." in said
+    assert compare.verdict(0.9, 0.95, 1.01) == compare.verdict(1.005, 1.01, 1.02) == ""
+    assert compare.verdict(1.1, 1.2, 1.3) == "slower"
+
+
+def test_compare_of_strangers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = _write(tmp_path / "a.csv", _rows()), _write(tmp_path / "b.csv", _rows(suite="other"))
+    assert cli.main(["compare", str(a), str(b)]) == 2
+    assert "compare: expected files with measurements in common, got none" in capsys.readouterr().err
+
+
+def test_evidence_is_appended_by_commit(tmp_path: Path) -> None:
+    first = _write(tmp_path / "first.csv", _rows())
+    path = evidence.keep(first, tmp_path / "kept")
+    assert path.name == "nvidia-h200.csv"
+    with pytest.raises(ValueError, match=r"^keep: expected a commit that is not in nvidia-h200.csv, got "):
+        evidence.keep(first, tmp_path / "kept")
+    evidence.keep(_write(tmp_path / "second.csv", _rows(5.0, commit="ba9876543210")), tmp_path / "kept")
+    assert [row.commit for row in results.read([path])] == 3 * ["0123456789ab"] + 3 * ["ba9876543210"]
+    said = evidence.block(tmp_path / "kept")
+    assert "40.00x" in said
+    assert "20.00x" not in said
+    assert "NVIDIA H200, commit ba9876543210" in said
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"device_type": "stand-in"}, "expected the results of a CUDA device, got ['stand-in']"),
+        ({"commit": "0123+changes"}, "expected the results of a commit, got ['0123+changes']"),
+    ],
+)
+def test_what_is_no_evidence(tmp_path: Path, values: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        evidence.keep(_write(tmp_path / "r.csv", _rows(**values)), tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_the_readme_table_is_generated(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{evidence.BEGIN}\nold\n{evidence.END}\nafter\n")
+    assert evidence.update_readme(check=True, readme=readme, folder=tmp_path) == 1
+    assert evidence.update_readme(readme=readme, folder=tmp_path) == 0
+    assert readme.read_text() == f"before\n{evidence.BEGIN}\n{evidence.NONE}\n{evidence.END}\nafter\n"
+    _write(tmp_path / "nvidia-h200.csv", _rows())
+    assert evidence.update_readme(check=True, readme=readme, folder=tmp_path) == 1
+    assert evidence.update_readme(readme=readme, folder=tmp_path) == 0
+    assert evidence.update_readme(check=True, readme=readme, folder=tmp_path) == 0
+    assert "128@32x32, B=64, bfloat16, forward" in readme.read_text()
+
+
+def test_readme_agrees_with_the_evidence() -> None:
+    if evidence.BEGIN not in (evidence.ROOT / "README.md").read_text():
+        pytest.skip("README has no table of GPU results")
+    assert evidence.update_readme(check=True) == 0
+
+
+def _python(name: str, seconds: float, code: str) -> gpu.Step:
+    return gpu.Step(name, seconds, (sys.executable, "-c", code))
+
+
+def test_no_step_stops_the_later_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    child = (
+        "import subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); time.sleep(60)"
+    )
+    todo = [
+        _python("good", 20, "print('all well')"),
+        _python("failing", 20, "print('about to fail'); raise SystemExit(3)"),
+        _python("crashing", 20, "import os; print('crash', flush=True); os.abort()"),
+        _python("hanging", 2, child),
+        _python("absent", 20, "print('no such tool'); raise SystemExit(77)"),
+        _python("last", 20, "print('still here')"),
+    ]
+    start = time.monotonic()
+    assert gpu.run(todo, tmp_path, write_report=False) == 1
+    assert time.monotonic() - start < 40
+    rows = {row.case: row for row in results.read([tmp_path / "results.csv"])}
+    assert [row.status for row in rows.values()] == ["OK", "FAIL", "FAIL", "FAIL", "SKIP", "OK"]
+    assert rows["failing"].reason == "exit status 3: about to fail"
+    assert rows["crashing"].reason == "exit status -6: crash"
+    assert rows["hanging"].reason.startswith("stopped at its limit of 2 s")
+    assert rows["absent"].reason == "no such tool"
+    grandchild = int(rows["hanging"].reason.split()[-1])
+    assert not _alive(grandchild)
+    assert capsys.readouterr().out.splitlines()[-1] == "FAILED: failing, crashing, hanging"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_steps_beyond_the_time_are_skipped(tmp_path: Path) -> None:
+    todo = [_python("long", 60, "import time; time.sleep(60)"), _python("late", 60, "print('never')")]
+    assert gpu.run(todo, tmp_path, total=2, write_report=False) == 1
+    late = results.read([tmp_path / "results.csv"])[-1]
+    assert (late.case, late.status, late.reason) == ("late", "SKIP", "no time was left")
+
+
+def test_a_run_killed_half_way_leaves_what_it_had(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from benchmarks import gpu\n"
+        "p = lambda name, code: gpu.Step(name, 60, (sys.executable, '-c', code))\n"
+        "todo = [p('first', 'print(1)'), p('second', 'import time; print(2, flush=True); time.sleep(60)')]\n"
+        "gpu.run(todo, Path(sys.argv[1]))\n"
+    )
+    run_ = subprocess.Popen((sys.executable, "-c", code, str(tmp_path)), stdout=subprocess.PIPE, text=True)
+    assert run_.stdout is not None
+    while "second" not in run_.stdout.readline():
+        assert run_.poll() is None
+    run_.terminate()
+    run_.wait(timeout=30)
+    rows = results.read([tmp_path / "results.csv"])
+    assert [(row.case, row.status) for row in rows] == [("first", "OK")]
+    assert "first" in (tmp_path / "report.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real steps with a CPU in the part of the GPU, but for the tests: they are what is running.
+
+    Only the first gets a process of its own: to start one takes longer than most steps.
+    """
+    folder = tmp_path_factory.mktemp("gpu")
+    first, *others = [step for step in gpu.steps(folder, stand_in=True) if "tests" not in step.name]
+    assert gpu.run([first], folder, write_report=False) == 0
+    threads = torch.get_num_threads()
+    codes = [steps.main(step.command[3:]) for step in others]
+    torch.set_num_threads(threads)
+    assert codes == [gpu.SKIPPED, 0, 0, 0, gpu.SKIPPED, gpu.SKIPPED]  # build, inverse transform, launches, suite, ...
+    return folder
+
+
+def test_a_stand_in_runs_every_step(stand_in: Path) -> None:
+    rows = results.read([stand_in / "results.csv"])
+    assert [(row.case, row.status) for row in rows if row.suite == "step"] == [("(a) environment", "OK")]
+    assert {"inverse-transform", "launches", "quick"} <= {row.suite for row in rows}
+    assert {row.device_type for row in rows} == {"stand-in"}
+    assert {"copy", "matmul bfloat16", "matmul tf32"} <= {row.provider for row in rows if row.suite == "machine"}
+    assert all(row.launches > 3 for row in rows if row.suite == "launches" and row.provider == "eager")
+    assert {path.name for path in stand_in.iterdir()} == {"results.csv", "log"}
+
+
+def test_a_stranger_sees_that_a_stand_in_is_no_gpu_run(stand_in: Path, tmp_path: Path) -> None:
+    written = report.write([stand_in], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert text.splitlines()[0] == "# NOT A GPU RUN"
+    assert "| met |" not in re.sub(" +", " ", text)
+    assert len(written) <= 6
+
+
+def test_a_machine_without_a_gpu_says_so(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    command = (sys.executable, "-m", "benchmarks.steps", "environment", str(tmp_path))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.startswith("make gpu: expected a CUDA device, got none")
