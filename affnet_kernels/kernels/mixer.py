@@ -6,7 +6,7 @@ T.PIECE channels at a time and the map T.ROWS frequencies at a time, so that reg
 
 The steps of a staged tile are real functions ("apart"): inlined into the loops around them, the addresses of all their
 exchanges through shared memory would be computed before the loops and kept, in more registers than there are. Only
-where products go through tensor memory (compute capability 10) must they be inlined: Triton cannot use it in a function.
+where products go through tensor memory (compute capability 10) they must be inlined: a function cannot use that.
 """
 
 import triton
