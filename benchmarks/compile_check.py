@@ -2,8 +2,8 @@
 
     python -m benchmarks.compile_check [--short]
 
-prints registers, spills, shared memory and matrix instructions of each, and fails on spills beyond what the launch table
-allows, or on more shared memory than the table states or the architecture has.
+prints registers, spills, shared memory and matrix instructions of each, and fails on spills beyond what the launch
+table allows, or on more shared memory than the table states or the architecture has.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import importlib.util
 import math
 import os
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -66,14 +66,16 @@ FORWARD = (
     Row(32, 8, 16, 1, 0, 0, 4, 0, 48, 0, "as with 16 bits"),
     Row(32, 8, 32, 1, 32, 64, 4, 3, 48, 64, "as with 16 bits; the spill is compute capability 8's"),
     Row(32, 16, 32, 1, 8, 64, 4, 2, 48, 128, "as with 16 bits; the spill is compute capability 8's"),
-    Row(32, 32, 32, 1, 4, 64, 4, 2, 48, 64, "as with 16 bits; the spill is compute capability 8's"),
+    Row(32, 32, 32, 1, 4, 64, 4, 2, 48, 128, "as with 16 bits; the spill is compute capability 8's"),
     Row(32, 8, 64, 1, 16, 32, 8, 1, 96, 128, "operands in two parts: half as many frequencies as with 16 bits"),
     Row(32, 32, 64, 1, 4, 32, 8, 1, 96, 320, "operands in two parts: half as many frequencies as with 16 bits"),
 )
+# Most of what may spill is compute capability 10's, where the steps of a tile are inlined (see `kernels.mixer`).
 BACKWARD = (
-    Row(0, 32, 16, 1, 4, 64, 4, 2, 48, 200, "two spectra and the chain between them: pieces half of the forward's"),
-    Row(0, 32, 32, 1, 8, 32, 8, 1, 64, 64, "fewer frequencies, more warps: eight tiles of the map are live at once"),
-    Row(0, 32, 64, 1, 4, 16, 8, 1, 112, 1000, "as in the forward pass; CUDA C++ is preferred here"),
+    Row(0, 32, 16, 1, 4, 64, 4, 2, 48, 600, "two spectra and the chain between them: pieces half of the forward's"),
+    Row(0, 16, 32, 1, 8, 32, 8, 1, 64, 800, "fewer frequencies, more warps: eight tiles of the map are live at once"),
+    Row(0, 32, 32, 1, 4, 32, 8, 1, 64, 800, "half the piece: 8 channels spill 1.7 KB on compute capability 8"),
+    Row(0, 32, 64, 1, 4, 16, 8, 1, 112, 1400, "as in the forward pass; CUDA C++ is preferred here"),
 )
 
 
@@ -311,12 +313,12 @@ def precision(
     row: Row,
     dtype: torch.dtype,
 ) -> str:
-    """How products are computed, see `kernels.dft.product`: as accurately as float32 unless the user or the output allows less.
+    """How products are computed, see `kernels.dft.product`: as float32 unless the user or the output allows less.
 
     Forward from 16-bit input takes one tf32 pass: its error of 3e-4 is below the rounding of the result, and tf32 has
     float32's range, which half precision has not: the mask's product with the spectrum is quadratic in x. Gradients do
-    not, since those of float32 parameters are not rounded to 16 bits. `torch.backends.cuda.matmul.fp32_precision = "tf32"`
-    (or `allow_tf32`) lets float32 and gradients take one pass too: an error of up to 1e-3 instead of 3e-7.
+    not, since those of float32 parameters are not rounded to 16 bits. `torch.backends.cuda.matmul.fp32_precision =
+    "tf32"` (or `allow_tf32`) lets float32 and gradients take one pass too: an error of up to 1e-3 instead of 3e-7.
     """
     allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if allowed or (dtype != torch.float32 and row in FORWARD) else "tf32x3"
@@ -339,7 +341,7 @@ def _on(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _facts(
     device: torch.device,
 ) -> tuple[int, int, int, int]:

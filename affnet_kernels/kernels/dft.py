@@ -23,9 +23,9 @@ def round_tf32(a):
 def product(a, b, acc, PRECISION: tl.constexpr, A_EXACT: tl.constexpr = False, B_EXACT: tl.constexpr = False):
     """a @ b + acc in float32 accumulation; an exact operand is one whose float32 values are tf32 values already.
 
-    "tf32" rounds both operands (relative error 3e-4); "tf32x3" splits them into a high and a low part and adds the three
-    products that matter, the small ones first (8e-8, as float32 itself). Triton's own "tf32x3" costs half as much again:
-    it guards every element against NaN, which needs no guard here, because NaN - NaN leaves a NaN in the low part.
+    "tf32" rounds both operands (relative error 3e-4); "tf32x3" splits them into a high and a low part and adds the
+    three products that matter, the small ones first (8e-8, as float32 itself). Triton's own "tf32x3" takes half as many
+    instructions again: it guards every element against NaN. Here a NaN stays one in the low part, and so in the sum.
     """
     if PRECISION == "tf32":
         a_high = a if A_EXACT else round_tf32(a)

@@ -5,8 +5,8 @@ spectrum of a larger one is staged in scratch memory of the program's own, which
 T.PIECE channels at a time and the map T.ROWS frequencies at a time, so that registers suffice at any size.
 
 The steps of a staged tile are real functions ("apart"): inlined into the loops around them, the addresses of all their
-exchanges through shared memory would be computed before the loops and kept, in more registers than there are. Only where
-products go through tensor memory (compute capability 10) must they be inlined: Triton cannot use it in a function.
+exchanges through shared memory would be computed before the loops and kept, in more registers than there are. Only
+where products go through tensor memory (compute capability 10) they must be inlined: a function cannot use that.
 """
 
 import triton
@@ -17,7 +17,6 @@ from affnet_kernels.kernels.dft import (
     nyquist_to_space,
     to_frequency,
     to_space,
-    zeros,
 )
 from affnet_kernels.kernels.spectral_map import spectral_map, spectral_map_vjp
 
@@ -294,7 +293,7 @@ def add_piece(
 
 @triton.jit
 def image_offsets(images, k, c0, N: tl.constexpr, T: tl.constexpr):  # offsets and mask [HP, N, WP]
-    """Where channels c0, c0 + 1, ... of block k lie in a tile, from the first of its images; N counts image by image."""
+    """Where channels c0, c0 + 1, ... of block k lie in a tile, from its first image on; N counts image by image."""
     PIECE: tl.constexpr = N // T.IMAGES
     h, n, w = tl.arange(0, T.HP)[:, None, None], tl.arange(0, N)[None, :, None], tl.arange(0, T.WP)[None, None, :]
     image, c = n // PIECE, c0 + n % PIECE

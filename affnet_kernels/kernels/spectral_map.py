@@ -1,8 +1,8 @@
 """The spectral map on a tile: pointwise in frequency, mixing the channels of a block.
 
-A complex row of D channels is one real row of 2 D numbers, channel 2 d + r, r = 0 real and 1 imaginary. A complex matrix
-then is a real one of twice the size, whose adjoint is its transpose: one product instead of four, and wide enough for the
-tensor cores even at D = 8.
+A complex row of D channels is one real row of 2 D numbers, channel 2 d + r, r = 0 real and 1 imaginary. A complex
+matrix then is a real one of twice the size, whose adjoint is its transpose: one product instead of four, and wide
+enough for the tensor cores even at D = 8.
 """
 
 import triton
