@@ -40,6 +40,28 @@ class Row(NamedTuple):
     why: str
 
 
+# Predicted forward times on an H200 at batch 64, 8 blocks, in us: the bytes of x and y at 4.3 TB/s; the products, padding
+# included, at 62 % of 395 TFLOP/s in tf32 (three of each for float32); the instructions of the compiled code, its loops
+# counted out, at four a cycle and 1.755 GHz on 132 multiprocessors. Predicted is a guess: twice the slowest, plus a launch.
+# map       C  type         MB  GFLOP  bytes  matrix  issue   predicted  measured
+# 32x32    64  bfloat16   16.8   1.91    3.9     7.8    18.4         40  not measured on a GPU
+# 32x32    64  float32    33.6   1.91    7.8    23.4    21.4         50  not measured on a GPU
+# 32x32    96  bfloat16   25.2   3.62    5.9    14.8    27.0         57  not measured on a GPU
+# 32x32    96  float32    50.3   3.62   11.7    44.4    32.0         92  not measured on a GPU
+# 32x32   128  bfloat16   33.6   4.43    7.8    18.1    32.2         67  not measured on a GPU
+# 32x32   128  float32    67.1   4.43   15.6    54.3    38.0        112  not measured on a GPU
+# 16x16   104  bfloat16    6.8   0.81    1.6     3.3    10.9         25  not measured on a GPU
+# 16x16   104  float32    13.6   0.81    3.2     9.9    13.0         29  not measured on a GPU
+# 16x16   160  bfloat16   10.5   2.21    2.4     9.0    17.9         39  not measured on a GPU
+# 16x16   160  float32    21.0   2.21    4.9    27.1    21.8         57  not measured on a GPU
+# 16x16   256  bfloat16   16.8   2.42    3.9     9.9    21.5         46  not measured on a GPU
+# 16x16   256  float32    33.6   2.42    7.8    29.6    26.1         62  not measured on a GPU
+# 8x8     144  bfloat16    2.4   0.81    0.5     3.3     5.3         14  not measured on a GPU
+# 8x8     144  float32     4.7   0.81    1.1     9.9     6.4         23  not measured on a GPU
+# 8x8     192  bfloat16    3.1   0.81    0.7     3.3     5.4         14  not measured on a GPU
+# 8x8     192  float32     6.3   0.81    1.5     9.9     6.6         23  not measured on a GPU
+# 8x8     320  bfloat16    5.2   2.68    1.2    11.0    14.3         32  not measured on a GPU
+# 8x8     320  float32    10.5   2.55    2.4    31.2    28.4         65  not measured on a GPU
 FORWARD = (
     Row(
         16, 8, 8, 2, 0, 0, 4, 0, 32, 0, "all in registers; two images share the weights and fill the products' 16 rows"
