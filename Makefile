@@ -5,7 +5,7 @@ TORCH  ?= torch==2.13.0
 BENCH_OUT ?= out/bench
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install bench gpu gpu-table test test-cuda-build lint format clean
+.PHONY: help install bench gpu gpu-table compile-check test test-cuda-build lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -48,7 +48,11 @@ gpu-table:
 
 test: install lint
 	@echo '== running the tests'
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist worksteal
+
+# Needs no GPU: registers, spills and shared memory of every kernel, from Triton's compiler and from nvcc.
+compile-check: install
+	@$(PYTHON) -m benchmarks.compile_check
 
 test-cuda-build:
 	@tests/cuda_build.sh

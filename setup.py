@@ -13,6 +13,8 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -67,15 +69,18 @@ def extension_arguments() -> dict:
         """Compiles the CPU kernel for each instruction set, and leaves beside the library what it was built for."""
 
         def build_extension(self, extension: Extension) -> None:
-            for name, options in variants.items():
-                extension.extra_objects += self.compiler.compile(
+            def compile_variant(name: str) -> list[str]:
+                return self.compiler.compile(
                     [str(CPU_KERNEL.relative_to(ROOT))],
                     output_dir=str(Path(self.build_temp) / name),
                     macros=[("AFFNET_CAPABILITY", name)],
                     include_dirs=INCLUDE_DIRS,
-                    extra_postargs=[*cxx_flags, "-ffp-contract=fast", *options],
+                    extra_postargs=[*cxx_flags, "-ffp-contract=fast", *variants[name]],
                     depends=extension.depends,
                 )
+
+            with ThreadPoolExecutor(max_workers=int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+                extension.extra_objects += chain.from_iterable(pool.map(compile_variant, variants))
             super().build_extension(extension)
 
         def run(self) -> None:
