@@ -24,7 +24,7 @@ CUDA_PREFERENCES = (
         64,
         ("triton", "cuda"),
         "predicted",
-        "one launch keeps the spectrum on chip and moves 8 bytes an element in float32; between plans it is 40",
+        "one launch, the spectrum in registers or the L2 cache: 8 bytes an element in float32; between plans it is 40",
     ),
     Preference(math.inf, math.inf, ("cuda", "triton"), "predicted", "the spectrum of a block does not fit on chip"),
 )
