@@ -40,9 +40,10 @@ class Row(NamedTuple):
     why: str
 
 
-# Predicted forward times on an H200 at batch 64, 8 blocks, in us: the bytes of x and y at 4.3 TB/s; the products, padding
-# included, at 62 % of 395 TFLOP/s in tf32 (three of each for float32); the instructions of the compiled code, its loops
-# counted out, at four a cycle and 1.755 GHz on 132 multiprocessors. Predicted is a guess: twice the slowest, plus a launch.
+# Predicted forward times on an H200 at batch 64, 8 blocks, in us: the bytes of x and y at 4.3 TB/s; the products,
+# padding included, at 62 % of 395 TFLOP/s in tf32 (three of each for float32); the instructions of the compiled code,
+# its loops counted out, at four a cycle and 1.755 GHz on 132 multiprocessors. Predicted is a guess: twice the slowest,
+# plus a launch.
 # map       C  type         MB  GFLOP  bytes  matrix  issue   predicted  measured
 # 32x32    64  bfloat16   16.8   1.91    3.9     7.8    18.4         40  not measured on a GPU
 # 32x32    64  float32    33.6   1.91    7.8    23.4    21.4         50  not measured on a GPU
