@@ -82,7 +82,7 @@ class Rows:
 
 
 def fused_table(rows: Rows, suites: Sequence[str]) -> str:
-    """Fused against eager: a line for each case, pass and backend."""
+    """Fused against eager: a line for each case, pass and backend, from the first of the suites that has it."""
 
     def cells(row: Result) -> list[str]:
         eager = rows.beside(row, "eager")
@@ -101,8 +101,11 @@ def fused_table(rows: Rows, suites: Sequence[str]) -> str:
         ]
 
     header = ["case", "eager µs", "fused µs", "p20-p80", "speed-up", "p20-p80", "of clone", "memory", "error"]
-    found = [row for suite in suites for row in rows.good(suite, FUSED)]
-    return markdown(header, map(cells, found)) if found else ""
+    found: dict[tuple[object, ...], Result] = {}
+    for suite in suites:
+        for row in rows.good(suite, FUSED):
+            found.setdefault((row.case, row.batch, row.dtype, row.direction, row.provider), row)
+    return markdown(header, map(cells, found.values())) if found else ""
 
 
 def mixers_table(
