@@ -298,6 +298,33 @@ def test_compile_check() -> None:
     assert run.stdout.count("triton forward") == run.stdout.count("triton backward") == 4
 
 
+PREDICTED = """
+import torch
+from affnet_kernels import MixerSpec
+from benchmarks import predict
+from benchmarks.compile_check import compile_row, inspect
+import triton
+tools = triton.knobs.nvidia
+for channels, height in ((104, 16), (144, 32)):
+    spec = MixerSpec(64, channels, height, height, 8, channels // 8, torch.bfloat16, torch.device("cuda"), "relu")
+    compiled, _, tile = compile_row("forward", spec, 90)
+    cubin = compiled.asm["cubin"]
+    *_, static, _ = inspect(cubin, tools.cuobjdump.path, tools.nvdisasm.path)
+    print(tile.STAGED, predict.instructions(cubin, tile) / static, predict.products(tile))
+"""
+
+
+def test_predictions_count_every_step_as_often_as_it_runs() -> None:
+    run = without_interpreter("-W", "ignore", "-c", PREDICTED)
+    (first, one, products), (second, many, _) = (line.split() for line in run.stdout.splitlines())
+    assert (first, second) == ("False", "True"), run.stderr
+    assert float(one) == 1
+    assert 2 < float(many) < 8  # of the steps, which are most of the code, the least frequent runs five times
+    # 16 x 16, D = 16 padded: two transforms of each kind, 8 columns, and two layers of 32 x 32 at 128 frequencies
+    along_w, along_h, layer = 16 * 16 * 16 * 16, 32 * 32 * 16 * 8, 128 * 32 * 32
+    assert int(products) == 2 * 2 * (along_w + along_h + layer)
+
+
 @gpu
 @needs_gpu
 def test_one_launch_on_a_gpu() -> None:
