@@ -76,7 +76,7 @@ FORWARD = (
     Row(16, 8, 32, 32, 1, 4, 128, 4, 2, 24, 112, "as above; the spill is compute capability 10's"),
     Row(16, 8, 32, 64, 1, 4, 64, 8, 1, 48, 40, "as above, with weights of 128 x 128"),
     Row(32, 8, 8, 16, 2, 0, 0, 4, 0, 24, 0, "as with 16 bits"),
-    Row(32, 8, 8, 32, 1, 0, 0, 4, 0, 32, 0, "as with 16 bits"),
+    Row(32, 8, 8, 32, 1, 0, 0, 4, 0, 32, 64, "as with 16 bits; what spills is compute capability 8's, of odd widths"),
     Row(32, 9, 8, 64, 1, 0, 0, 4, 0, 96, 80, "as with 16 bits; staged in pieces it issues 2.5 times as much"),
     Row(32, 8, 8, 64, 1, 16, 32, 8, 1, 80, 0, "as with 16 bits"),
     Row(32, 8, 16, 16, 1, 0, 0, 4, 0, 28, 400, "in registers; the Nyquist column of W = 16 spills, W = 14 does not"),
