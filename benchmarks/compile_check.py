@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from affnet_kernels.spec import MixerSpec
 from benchmarks.ptxas import cuda_rows
 
 SHARED_LIMIT = {80: 163, 89: 99, 90: 227, 100: 227}  # KiB a block can have
@@ -69,31 +70,14 @@ def triton_rows(short: bool) -> Iterator[Row]:
     for arch in (90,) if short else (80, 90, 100):
         for dtype in (torch.bfloat16, torch.float32):
             for size, height in ((13, 16), (18, 8)) if short else SHIPPED + OTHERS:
-                for name, table in (("forward", backend.FORWARD), ("backward", backend.BACKWARD)):
-                    yield _triton_row(triton, backend, name, table, size, height, dtype, arch)
+                for name in ("forward", "backward"):
+                    yield _triton_row(triton, name, size, height, dtype, arch)
 
 
-def _triton_row(triton, backend, name, table, size, height, dtype, arch) -> Row:
-    from affnet_kernels.kernels import mixer
-    from affnet_kernels.spec import MixerSpec
-
-    kernel = {"forward": mixer.forward_kernel, "backward": mixer.backward_kernel}[name]
-    device = torch.device("cuda")
-    spec = MixerSpec(64, BLOCKS * size, height, height, BLOCKS, size, dtype, device, "relu")
-    row = backend.find_row(table, spec)
-    constants = {"T": backend.tile_of(row, spec, arch // 10), "INPUT_GRAD": True, "PARAMETER_GRADS": True}
-    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
-    io = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
-    types = dict.fromkeys(("x_ptr", "y_ptr", "dy_ptr", "dx_ptr"), io)
-    types |= {"B": "i32", "threshold": "fp32"} | dict.fromkeys(constants, "constexpr")
-    signature = {arg: types.get(arg, "*fp32") for arg in kernel.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, type_ in enumerate(signature.values()) if type_.startswith("*")}
+def _triton_row(triton, name, size, height, dtype, arch) -> Row:
+    spec = MixerSpec(64, BLOCKS * size, height, height, BLOCKS, size, dtype, torch.device("cuda"), "relu")
     start = time.perf_counter()
-    compiled = triton.compile(
-        triton.compiler.ASTSource(kernel, signature, constexprs=constants, attrs=aligned),
-        target=triton.backends.compiler.GPUTarget("cuda", arch, 32),
-        options=backend.options(row),
-    )
+    compiled, row, _ = compile_row(name, spec, arch)
     seconds = time.perf_counter() - start
     tools = triton.knobs.nvidia
     registers, spill, instructions, mma = inspect(compiled.asm["cubin"], tools.cuobjdump.path, tools.nvdisasm.path)
@@ -110,6 +94,31 @@ def _triton_row(triton, backend, name, table, size, height, dtype, arch) -> Row:
         instructions=instructions,
         seconds=seconds,
     )
+
+
+def compile_row(name: str, spec: MixerSpec, arch: int):
+    """The code of "forward" or "backward" for a call, with the row of the launch table and the tile it is for."""
+    import triton
+
+    from affnet_kernels.backends import triton as backend
+    from affnet_kernels.kernels import mixer
+
+    kernel = {"forward": mixer.forward_kernel, "backward": mixer.backward_kernel}[name]
+    row = backend.find_row({"forward": backend.FORWARD, "backward": backend.BACKWARD}[name], spec, arch // 10)
+    tile = backend.tile_of(row, spec, arch // 10)
+    constants = {"T": tile, "INPUT_GRAD": True, "PARAMETER_GRADS": True}
+    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+    io = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[spec.dtype]
+    types = dict.fromkeys(("x_ptr", "y_ptr", "dy_ptr", "dx_ptr"), io)
+    types |= {"B": "i32", "threshold": "fp32", "matrices_ptr": "*fp16"} | dict.fromkeys(constants, "constexpr")
+    signature = {arg: types.get(arg, "*fp32") for arg in kernel.arg_names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, type_ in enumerate(signature.values()) if type_.startswith("*")}
+    compiled = triton.compile(
+        triton.compiler.ASTSource(kernel, signature, constexprs=constants, attrs=aligned),
+        target=triton.backends.compiler.GPUTarget("cuda", arch, 32),
+        options=backend.options(row),
+    )
+    return compiled, row, tile
 
 
 def inspect(

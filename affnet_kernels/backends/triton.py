@@ -28,6 +28,7 @@ class Row(NamedTuple):
     """
 
     bits: int  # of x's type: 16, 32, or 0 for both
+    capability: int  # major compute capability from which on
     size: int  # H and W up to
     channels: int  # D and Dh up to
     images: int  # in a tile
@@ -40,65 +41,59 @@ class Row(NamedTuple):
     why: str
 
 
-# Predicted forward times on an H200 at batch 64, 8 blocks, in us: the bytes of x and y at 4.3 TB/s; the products,
-# padding included, at 62 % of 395 TFLOP/s in tf32 (three of each for float32); the instructions of the compiled code,
-# its loops counted out, at four a cycle and 1.755 GHz on 132 multiprocessors. Predicted is a guess: twice the slowest,
-# plus a launch.
-# map       C  type         MB  GFLOP  bytes  matrix  issue   predicted  measured
-# 32x32    64  bfloat16   16.8   1.91    3.9     7.8    18.4         40  not measured on a GPU
-# 32x32    64  float32    33.6   1.91    7.8    23.4    21.4         50  not measured on a GPU
-# 32x32    96  bfloat16   25.2   3.62    5.9    14.8    27.0         57  not measured on a GPU
-# 32x32    96  float32    50.3   3.62   11.7    44.4    32.0         92  not measured on a GPU
-# 32x32   128  bfloat16   33.6   4.43    7.8    18.1    32.2         67  not measured on a GPU
-# 32x32   128  float32    67.1   4.43   15.6    54.3    38.0        112  not measured on a GPU
-# 16x16   104  bfloat16    6.8   0.81    1.6     3.3    10.9         25  not measured on a GPU
-# 16x16   104  float32    13.6   0.81    3.2     9.9    13.0         29  not measured on a GPU
-# 16x16   160  bfloat16   10.5   2.21    2.4     9.0    17.9         39  not measured on a GPU
-# 16x16   160  float32    21.0   2.21    4.9    27.1    21.8         57  not measured on a GPU
-# 16x16   256  bfloat16   16.8   2.42    3.9     9.9    21.5         46  not measured on a GPU
-# 16x16   256  float32    33.6   2.42    7.8    29.6    26.1         62  not measured on a GPU
-# 8x8     144  bfloat16    2.4   0.81    0.5     3.3     5.3         14  not measured on a GPU
-# 8x8     144  float32     4.7   0.81    1.1     9.9     6.4         23  not measured on a GPU
-# 8x8     192  bfloat16    3.1   0.81    0.7     3.3     5.4         14  not measured on a GPU
-# 8x8     192  float32     6.3   0.81    1.5     9.9     6.6         23  not measured on a GPU
-# 8x8     320  bfloat16    5.2   2.68    1.2    11.0    14.3         32  not measured on a GPU
-# 8x8     320  float32    10.5   2.55    2.4    31.2    28.4         65  not measured on a GPU
+# Forward times on an H200 at batch 64, 8 blocks, in us, by `python -m benchmarks.predict`: three ceilings, and a guess,
+# twice the highest and a launch.
+# map         C  type        MB  GFLOP  bytes  matrix  issue   predicted  measured
+# 32x32      64  bfloat16  16.8   1.95    3.9     3.2   14.8          33  not measured on a GPU
+# 32x32      64  float32   33.6   1.95    7.8     9.5   17.8          39  not measured on a GPU
+# 32x32      96  bfloat16  25.2   3.76    5.9     6.1   20.9          45  not measured on a GPU
+# 32x32      96  float32   50.3   3.76   11.7    18.4   30.2          63  not measured on a GPU
+# 32x32     128  bfloat16  33.6   4.56    7.8     7.4   24.5          52  not measured on a GPU
+# 32x32     128  float32   67.1   4.56   15.6    22.3   35.9          75  not measured on a GPU
+# 16x16     104  bfloat16   6.8   0.67    1.6     1.1    5.2          13  not measured on a GPU
+# 16x16     104  float32   13.6   0.67    3.2     3.3    9.2          21  not measured on a GPU
+# 16x16     160  bfloat16  10.5   1.88    2.4     3.1    9.0          21  not measured on a GPU
+# 16x16     160  float32   21.0   1.88    4.9     9.2   14.6          32  not measured on a GPU
+# 16x16     256  bfloat16  16.8   1.88    3.9     3.1    9.0          21  not measured on a GPU
+# 16x16     256  float32   33.6   1.88    7.8     9.2   14.6          32  not measured on a GPU
+# 8x8       144  bfloat16   2.4   0.81    0.5     1.3    3.5          10  not measured on a GPU
+# 8x8       144  float32    4.7   0.81    1.1     3.9    5.5          14  not measured on a GPU
+# 8x8       192  bfloat16   3.1   0.81    0.7     1.3    3.5          10  not measured on a GPU
+# 8x8       192  float32    6.3   0.81    1.5     3.9    5.7          14  not measured on a GPU
+# 8x8       320  bfloat16   5.2   2.68    1.2     4.4    6.5          16  not measured on a GPU
+# 8x8       320  float32   10.5   2.68    2.4    13.1   11.1          29  not measured on a GPU
+#
+# bits, capability, size, channels, images, piece, rows, warps, programs, shared, spill
 FORWARD = (
-    Row(
-        16, 8, 8, 2, 0, 0, 4, 0, 32, 0, "all in registers; two images share the weights and fill the products' 16 rows"
-    ),
-    Row(16, 8, 16, 1, 0, 0, 4, 0, 32, 0, "all in registers; a second image would spill on compute capability 8"),
-    Row(16, 8, 32, 1, 32, 64, 4, 4, 32, 0, "staged in one piece: four programs a multiprocessor, in registers two"),
-    Row(16, 16, 32, 1, 8, 64, 4, 4, 32, 0, "staged: in registers it takes 8 warps of over 230, one program"),
-    Row(16, 32, 32, 1, 4, 64, 4, 4, 32, 0, "half the piece: 8 channels spill on compute capability 8"),
-    Row(
-        16,
-        8,
-        64,
-        1,
-        64,
-        64,
-        8,
-        1,
-        96,
-        500,
-        "weights of 128 x 128 fill the registers; CUDA C++ need not pad D = 40 to 64",
-    ),
-    Row(16, 32, 64, 1, 4, 64, 8, 1, 96, 500, "as above"),
-    Row(32, 8, 8, 2, 0, 0, 4, 0, 32, 0, "as with 16 bits"),
-    Row(32, 8, 16, 1, 0, 0, 4, 0, 48, 0, "as with 16 bits"),
-    Row(32, 8, 32, 1, 32, 64, 4, 3, 48, 64, "as with 16 bits; the spill is compute capability 8's"),
-    Row(32, 16, 32, 1, 8, 64, 4, 2, 48, 128, "as with 16 bits; the spill is compute capability 8's"),
-    Row(32, 32, 32, 1, 4, 64, 4, 2, 48, 128, "as with 16 bits; the spill is compute capability 8's"),
-    Row(32, 8, 64, 1, 16, 32, 8, 1, 96, 128, "operands in two parts: half as many frequencies as with 16 bits"),
-    Row(32, 32, 64, 1, 4, 32, 8, 1, 96, 320, "operands in two parts: half as many frequencies as with 16 bits"),
+    Row(16, 8, 8, 16, 2, 0, 0, 4, 0, 16, 0, "in registers; two images share the weights and fill the products' rows"),
+    Row(16, 8, 8, 32, 1, 0, 0, 4, 0, 16, 0, "in registers; two images would spill"),
+    Row(16, 9, 8, 64, 1, 0, 0, 4, 0, 64, 0, "in registers; 8 warps issue 1.6 times as many instructions"),
+    Row(16, 8, 8, 64, 1, 32, 64, 8, 2, 48, 8, "staged: in registers it would spill 0.7 KB without wgmma"),
+    Row(16, 8, 16, 16, 1, 0, 0, 4, 0, 16, 0, "in registers, all of them: two programs a multiprocessor"),
+    Row(16, 9, 16, 32, 1, 0, 0, 8, 0, 48, 0, "in registers; 4 warps would spill 136 bytes"),
+    Row(16, 8, 16, 32, 1, 8, 128, 4, 2, 24, 0, "staged: in registers it would spill without wgmma"),
+    Row(16, 8, 32, 16, 1, 4, 128, 4, 4, 16, 0, "staged, four programs; in registers it would spill 0.9 KB, of D = 16"),
+    Row(16, 8, 32, 32, 1, 4, 128, 4, 2, 24, 112, "as above; the spill is compute capability 10's"),
+    Row(16, 8, 32, 64, 1, 4, 64, 8, 1, 48, 40, "as above, with weights of 128 x 128"),
+    Row(32, 8, 8, 16, 2, 0, 0, 4, 0, 24, 0, "as with 16 bits"),
+    Row(32, 8, 8, 32, 1, 0, 0, 4, 0, 32, 64, "as with 16 bits; what spills is compute capability 8's, of odd widths"),
+    Row(32, 9, 8, 64, 1, 0, 0, 4, 0, 96, 80, "as with 16 bits; staged in pieces it issues 2.5 times as much"),
+    Row(32, 8, 8, 64, 1, 16, 32, 8, 1, 80, 0, "as with 16 bits"),
+    Row(32, 8, 16, 16, 1, 0, 0, 4, 0, 28, 400, "in registers; the Nyquist column of W = 16 spills, W = 14 does not"),
+    Row(32, 9, 16, 32, 1, 0, 0, 8, 0, 68, 0, "as with 16 bits"),
+    Row(32, 8, 16, 32, 1, 8, 64, 4, 3, 32, 8, "as with 16 bits"),
+    Row(32, 8, 32, 8, 1, 8, 128, 4, 2, 48, 160, "staged in one piece; the spill is compute capability 8's and 10's"),
+    Row(32, 8, 32, 16, 1, 4, 128, 4, 3, 32, 0, "as with 16 bits"),
+    Row(32, 8, 32, 32, 1, 4, 64, 4, 3, 32, 56, "fewer frequencies, or it would spill; what does is capability 10's"),
+    Row(32, 8, 32, 64, 1, 4, 32, 8, 1, 80, 176, "as above"),
 )
 # Most of what may spill is compute capability 10's, where the steps of a tile are inlined (see `kernels.mixer`).
 BACKWARD = (
-    Row(0, 32, 16, 1, 4, 64, 4, 2, 48, 600, "two spectra and the chain between them: pieces half of the forward's"),
-    Row(0, 16, 32, 1, 8, 32, 8, 1, 64, 800, "fewer frequencies, more warps: eight tiles of the map are live at once"),
-    Row(0, 32, 32, 1, 4, 32, 8, 1, 64, 800, "half the piece: 8 channels spill 1.7 KB on compute capability 8"),
-    Row(0, 32, 64, 1, 4, 16, 8, 1, 112, 1400, "as in the forward pass; CUDA C++ is preferred here"),
+    Row(0, 8, 32, 16, 1, 4, 64, 4, 2, 32, 304, "two spectra and the chain between: fewer frequencies than forward"),
+    Row(0, 8, 16, 32, 1, 8, 32, 4, 2, 32, 400, "four warps: eight issue 1.3 times as many instructions"),
+    Row(0, 8, 32, 32, 1, 4, 32, 4, 2, 32, 400, "half the piece of the row above"),
+    Row(0, 8, 8, 64, 1, 16, 32, 8, 1, 80, 340, "eight tiles of the map are live at once, with weights of 128 x 128"),
+    Row(0, 8, 32, 64, 1, 4, 16, 8, 1, 80, 300, "as above; CUDA C++ is preferred here"),
 )
 
 
@@ -122,8 +117,9 @@ class Tile(NamedTuple):
     ROWS: int
     STAGED: bool
     APART: bool  # the steps of a staged tile are functions
-    EXACT: bool  # x is of a 16-bit type, whose values are tf32 values
-    PRECISION: str
+    EXACT: bool  # x is of a 16-bit type: its low halves are zero
+    EXPONENT: int  # images are scaled to 2 to this: their spectra then fit float16
+    PASSES: int  # products for one product, see `kernels.product`
     ACTIVATION: str
 
     @classmethod
@@ -136,7 +132,7 @@ class Tile(NamedTuple):
         height: int,
         width: int,
         dtype: torch.dtype,
-        precision: str,
+        passes: int,
         activation: str,
         capability: int,  # the major number
     ) -> Tile:
@@ -163,7 +159,8 @@ class Tile(NamedTuple):
             STAGED=row.piece > 0,
             APART=capability != 10,
             EXACT=dtype != torch.float32,
-            PRECISION=precision,
+            EXPONENT=14 - (height * width - 1).bit_length(),
+            PASSES=passes,
             ACTIVATION=activation,
         )
 
@@ -191,22 +188,22 @@ def unsupported(
     if not reasons and spec.channels * spec.height * spec.width > 2**28:  # offsets within a tile are 32-bit
         reasons.append(f"expected up to 2**28 elements an image, got {spec.channels * spec.height * spec.width}")
     if spec.device.type == "cuda":
-        needed = 0 if reasons else max(find_row(table, spec).shared for table in (FORWARD, BACKWARD))
-        reasons += _device_reasons(spec.device, needed)
+        reasons += _device_reasons(spec, fits=not reasons)
     elif not (interpreted() and spec.device.type == "cpu"):
         reasons.append(f"expected a tensor on cuda, got one on {spec.device.type}")
     return reasons
 
 
 def _device_reasons(
-    device: torch.device,
-    needed: int,  # KiB of shared memory
+    spec: MixerSpec,
+    fits: bool,  # there are rows for its sizes
 ) -> list[str]:
     if torch.version.hip is not None:
         return ["expected an NVIDIA device, got an AMD one"]
-    major, minor, shared, _ = _facts(device)
+    major, minor, shared, _ = _facts(spec.device)
     if major < 8:
-        return [f"expected compute capability 8.0 or more, for tf32, got {major}.{minor}"]
+        return [f"expected compute capability 8.0 or more, got {major}.{minor}"]
+    needed = max(find_row(table, spec, major).shared for table in (FORWARD, BACKWARD)) if fits else 0
     if needed > shared:
         return [f"expected a device with {needed} KiB of shared memory a block for these sizes, got {shared} KiB"]
     return []
@@ -226,10 +223,11 @@ def forward(
 
     x, w1, b1, w2, b2 = (tensor.contiguous() for tensor in (x, w1, b1, w2, b2))
     spec = MixerSpec.of(x, w1, activation)
-    row = find_row(FORWARD, spec)
-    tile = tile_of(row, spec, _facts(x.device)[0])
+    capability, *_, multiprocessors = _facts(x.device)
+    row = find_row(FORWARD, spec, capability)
+    tile = tile_of(row, spec, capability)
     tiles = -(-spec.batch // row.images) * spec.blocks
-    programs = min(tiles, row.programs * _facts(x.device)[3]) if tile.STAGED else tiles
+    programs = min(tiles, row.programs * multiprocessors) if tile.STAGED else tiles
     y = torch.empty_like(x)
     scratch = _scratch(x, programs * 2 * spec.block_size, tile) if tile.STAGED else x
     with _on(x.device):
@@ -267,10 +265,11 @@ def backward(
 
     dy, x, w1, b1, w2, b2 = (tensor.contiguous() for tensor in (dy, x, w1, b1, w2, b2))
     spec = MixerSpec.of(x, w1, activation)
-    row = find_row(BACKWARD, spec)
-    tile = tile_of(row, spec, _facts(x.device)[0])
+    capability, *_, multiprocessors = _facts(x.device)
+    row = find_row(BACKWARD, spec, capability)
+    tile = tile_of(row, spec, capability)
     groups = -(-spec.batch // row.images)
-    shares = min(groups, max(1, row.programs * _facts(x.device)[3] // spec.blocks))
+    shares = min(groups, max(1, row.programs * multiprocessors // spec.blocks))
     dx = torch.empty_like(x) if input_grad else x.new_empty(0)
     parameters = (w1, b1, w2, b2)
     gradients = [torch.empty_like(p) if parameter_grads else p.new_empty(0) for p in parameters]
@@ -314,12 +313,16 @@ def options(row: Row) -> dict[str, Any]:
 def find_row(
     table: tuple[Row, ...],
     spec: MixerSpec,
+    capability: int,
 ) -> Row:
     size, channels = max(spec.height, spec.width), max(spec.block_size, spec.hidden_size)
     return next(
         row
         for row in table
-        if row.bits in (0, 8 * spec.dtype.itemsize) and size <= row.size and channels <= row.channels
+        if row.bits in (0, 8 * spec.dtype.itemsize)
+        and capability >= row.capability
+        and size <= row.size
+        and channels <= row.channels
     )
 
 
@@ -329,22 +332,22 @@ def tile_of(
     capability: int,
 ) -> Tile:
     sizes = (spec.blocks, spec.block_size, spec.hidden_size, spec.height, spec.width)
-    return Tile.of(row, *sizes, spec.dtype, precision(row, spec.dtype), spec.activation, capability)
+    return Tile.of(row, *sizes, spec.dtype, passes(row, spec.dtype), spec.activation, capability)
 
 
-def precision(
+def passes(
     row: Row,
     dtype: torch.dtype,
-) -> str:
-    """How products are computed, see `kernels.dft.product`: as float32 unless the user or the output allows less.
+) -> int:
+    """How products are computed, see `kernels.product`: as float32 unless the user or the output allows less.
 
-    Forward from 16-bit input takes one tf32 pass: its error of 3e-4 is below the rounding of the result, and tf32 has
-    float32's range, which half precision has not: the mask's product with the spectrum is quadratic in x. Gradients do
-    not, since those of float32 parameters are not rounded to 16 bits. `torch.backends.cuda.matmul.fp32_precision =
-    "tf32"` (or `allow_tf32`) lets float32 and gradients take one pass too: an error of up to 1e-3 instead of 3e-7.
+    Forward from 16-bit input takes one pass: its error of 3e-4 is below the rounding of y. Gradients do not: those of
+    the float32 parameters are not rounded to 16 bits, and one pass would cost them 5e-4 for a quarter of the backward's
+    instructions. `torch.backends.cuda.matmul.fp32_precision = "tf32"` (or `allow_tf32`) lets float32 and gradients take
+    one pass too: an error of up to 1e-3 instead of 3e-7.
     """
     allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if allowed or (dtype != torch.float32 and row in FORWARD) else "tf32x3"
+    return 1 if allowed or (dtype != torch.float32 and row in FORWARD) else 3
 
 
 def _scratch(x: Tensor, rows: int, tile: Tile) -> Tensor:
@@ -370,7 +373,7 @@ def _facts(
 ) -> tuple[int, int, int, int]:
     """Compute capability, KiB of shared memory a block, multiprocessors."""
     if device.type != "cuda":
-        return 0, 0, 0, 2  # the interpreter: so few that programs take several tiles each
+        return 9, 0, 227, 2  # the interpreter: so few that programs take several tiles each
     properties: Any = torch.cuda.get_device_properties(device)
     shared = properties.shared_memory_per_block_optin // 1024
     return properties.major, properties.minor, shared, properties.multi_processor_count
@@ -384,7 +387,9 @@ def _matrices(
     padded_width: int,
     padded_half: int,
     device: torch.device,
-) -> Tensor:  # analysis along W [WP, FP, 2], its inverse [FP, 2, WP], DFT along H [HP, 2, HP, 2], all in one row
+) -> Tensor:  # analysis along W [WP, FP, 2], its inverse [FP, 2, WP], DFT along H [HP, 2, HP, 2], in a row; float16
+    """The matrices of `kernels.dft`, their high halves and then their low ones."""
+
     def angles(rows: int, columns: int, period: int) -> Tensor:
         index = torch.outer(torch.arange(rows), torch.arange(columns)) % period
         return index.double() * (2 * math.pi / period)
@@ -392,7 +397,7 @@ def _matrices(
     half = min(width // 2 + 1, padded_half)
     angle = angles(width, half, width)
     analysis = torch.zeros(padded_width, padded_half, 2, dtype=torch.float64)
-    analysis[:width, :half] = torch.stack((angle.cos(), -angle.sin()), -1) / math.sqrt(width)
+    analysis[:width, :half] = torch.stack((angle.cos(), -angle.sin()), -1)
     if width % 2 == 0 and half > width // 2:
         analysis[:width, width // 2, 1] = 0  # sin(pi w) is not zero in floating point
     weight = hermitian_weight(width, analysis)[:half]
@@ -401,8 +406,9 @@ def _matrices(
 
     angle = angles(height, height, height)
     along_h = torch.zeros(padded_height, 2, padded_height, 2, dtype=torch.float64)
-    cos, sin = angle.cos() / math.sqrt(height), angle.sin() / math.sqrt(height)
+    cos, sin = angle.cos(), angle.sin()
     for r, s, part in ((0, 0, cos), (0, 1, sin), (1, 0, -sin), (1, 1, cos)):
         along_h[:height, r, :height, s] = part
-    flat = [matrix.flatten() for matrix in (analysis, synthesis, along_h)]
-    return torch.cat(flat).to(torch.float32).to(device)
+    exact = torch.cat([matrix.flatten() for matrix in (analysis, synthesis, along_h)])
+    high = exact.half()
+    return torch.cat((high, (exact - high).half())).to(device)

@@ -4,6 +4,9 @@ Letters: `T` is the launch's `Tile`; T.HP, T.WP, T.FP are H, W and the half spec
 N counts the images and channels of a tile together; k is the frequency along H, v along W; r is 0 for real, 1 for
 imaginary. Padded rows and columns of the matrices are zero, so padded frequencies are zero and stay zero.
 
+The matrices are not normalised: cosines and sines, and twice those where a column stands for two of the full spectrum.
+Images come scaled to 2^T.EXPONENT, so that their spectra, at most H W times as large, still fit float16.
+
 Where W / 2 + 1 is one more than a power of two (W = 16, 32) the Nyquist column would double the padded columns. It runs
 beside the others instead (T.NYQUIST): it is the DFT along H of the row sums weighted with (-1)^w.
 """
@@ -11,151 +14,164 @@ beside the others instead (T.NYQUIST): it is the DFT along H of the row sums wei
 import triton
 import triton.language as tl
 
+from affnet_kernels.kernels.product import halves, power_of_two, product
 
-@triton.jit
-def round_tf32(a):
-    """The nearest value with tf32's ten fraction bits: the tensor cores would truncate, which errs twice as much."""
-    nearest = ((a.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    return tl.where(a == a, nearest, a)  # the carry would run through a NaN's fraction into the sign
+SPECTRUM_EXPONENT: tl.constexpr = tl.constexpr(9)  # the inverse along H enlarges up to 32 sqrt(2) times
 
 
 @triton.jit
-def product(a, b, acc, PRECISION: tl.constexpr, A_EXACT: tl.constexpr = False, B_EXACT: tl.constexpr = False):
-    """a @ b + acc in float32 accumulation; an exact operand is one whose float32 values are tf32 values already.
-
-    "tf32" rounds both operands (relative error 3e-4); "tf32x3" splits them into a high and a low part and adds the
-    three products that matter, the small ones first (8e-8, as float32 itself). Triton's own "tf32x3" takes half as many
-    instructions again: it guards every element against NaN. Here a NaN stays one in the low part, and so in the sum.
-    """
-    if PRECISION == "tf32":
-        a_high = a if A_EXACT else round_tf32(a)
-        b_high = b if B_EXACT else round_tf32(b)
+def image_scales(
+    x,  # [R, N, C]
+    EXPONENT: tl.constexpr,
+    T: tl.constexpr,
+):  # scale, 1 / scale: [1, N, 1], or a scalar where a tile is one image
+    """The power of two that takes an image to 2^EXPONENT, whatever the other images of the tile hold."""
+    if T.IMAGES == 1:
+        return power_of_two(tl.max(tl.abs(x)), EXPONENT)
     else:
-        a_high = a if A_EXACT else ((a.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-        b_high = b if B_EXACT else ((b.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-        if not A_EXACT:
-            acc = tl.dot(a - a_high, b_high, acc, input_precision="tf32")
-        if not B_EXACT:
-            acc = tl.dot(a_high, b - b_high, acc, input_precision="tf32")
-    return tl.dot(a_high, b_high, acc, input_precision="tf32")
+        N: tl.constexpr = x.shape[1]
+        planes = tl.max(tl.max(tl.abs(x), axis=2), axis=0)
+        images = tl.max(tl.reshape(planes, (T.IMAGES, N // T.IMAGES)), axis=1, keep_dims=True)
+        planes = tl.reshape(tl.broadcast_to(images, (T.IMAGES, N // T.IMAGES)), (1, N, 1))
+        return power_of_two(planes, EXPONENT)
 
 
 @triton.jit
-def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    return tl.full((ROWS, COLUMNS), 0.0, tl.float32)
+def of_rows(
+    planes,  # [1, N, 1], or a scalar: the same for all planes of an image
+    ROWS: tl.constexpr,
+    T: tl.constexpr,
+):  # [ROWS, 1], or a scalar
+    """What belongs to the rows of the spectral map, which are counted image by image."""
+    if T.IMAGES == 1:
+        return planes
+    else:
+        N: tl.constexpr = planes.shape[1]
+        images = tl.max(tl.reshape(planes, (T.IMAGES, N // T.IMAGES)), axis=1, keep_dims=True)
+        return tl.reshape(tl.broadcast_to(images, (T.IMAGES, ROWS // T.IMAGES)), (ROWS, 1))
 
 
 @triton.jit
 def load_matrix(
-    ptr,  # [ROWS, COLUMNS], row-major
+    ptr,  # [ROWS, COLUMNS], row-major; as far on as all matrices take, its low half
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     TRANSPOSED: tl.constexpr,
-):  # [ROWS, COLUMNS], or [COLUMNS, ROWS] if transposed
+    T: tl.constexpr,
+):  # high and low half, [ROWS, COLUMNS], or [COLUMNS, ROWS] if transposed
+    low: tl.constexpr = 4 * (T.WP * T.FP + T.HP * T.HP)
     if TRANSPOSED:
-        return tl.load(ptr + tl.arange(0, COLUMNS)[:, None] + COLUMNS * tl.arange(0, ROWS)[None, :])
+        ptr += tl.arange(0, COLUMNS)[:, None] + COLUMNS * tl.arange(0, ROWS)[None, :]
     else:
-        return tl.load(ptr + tl.arange(0, COLUMNS)[None, :] + COLUMNS * tl.arange(0, ROWS)[:, None])
+        ptr += tl.arange(0, COLUMNS)[None, :] + COLUMNS * tl.arange(0, ROWS)[:, None]
+    return tl.load(ptr), tl.load(ptr + low)
 
 
 @triton.jit
 def analysis_along_w(matrices_ptr, ADJOINT: tl.constexpr, T: tl.constexpr):  # [WP, (v, r)]
     """What turns rows of an image into half spectra; ADJOINT: the adjoint of the synthesis, for a gradient."""
     if ADJOINT:
-        return load_matrix(matrices_ptr + 2 * T.WP * T.FP, 2 * T.FP, T.WP, True)
+        return load_matrix(matrices_ptr + 2 * T.WP * T.FP, 2 * T.FP, T.WP, True, T)
     else:
-        return load_matrix(matrices_ptr, T.WP, 2 * T.FP, False)
+        return load_matrix(matrices_ptr, T.WP, 2 * T.FP, False, T)
 
 
 @triton.jit
 def synthesis_along_w(matrices_ptr, ADJOINT: tl.constexpr, T: tl.constexpr):  # [(v, r), WP]
     """What turns half spectra into rows of an image; ADJOINT: the adjoint of the analysis, for a gradient."""
     if ADJOINT:
-        return load_matrix(matrices_ptr, T.WP, 2 * T.FP, True)
+        return load_matrix(matrices_ptr, T.WP, 2 * T.FP, True, T)
     else:
-        return load_matrix(matrices_ptr + 2 * T.WP * T.FP, 2 * T.FP, T.WP, False)
+        return load_matrix(matrices_ptr + 2 * T.WP * T.FP, 2 * T.FP, T.WP, False, T)
 
 
 @triton.jit
 def along_h(matrices_ptr, INVERSE: tl.constexpr, T: tl.constexpr):  # [(k, r), (h, r)], or its transpose
-    """The complex DFT along H in real form: orthogonal, so that its transpose is its inverse and its adjoint."""
-    return load_matrix(matrices_ptr + 4 * T.WP * T.FP, 2 * T.HP, 2 * T.HP, INVERSE)
+    """The complex DFT along H in real form; its transpose is its inverse and its adjoint, but for a factor H."""
+    return load_matrix(matrices_ptr + 4 * T.WP * T.FP, 2 * T.HP, 2 * T.HP, INVERSE, T)
 
 
 @triton.jit
 def to_frequency(
-    x,  # [HP, N, WP]
+    x,  # [HP, N, WP], scaled
     matrices_ptr,
     ADJOINT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    EXACT: tl.constexpr,  # x comes from a 16-bit type
+    PASSES: tl.constexpr,
     N: tl.constexpr,
     T: tl.constexpr,
-):  # [HP, 2, N, FP], axes k, r, n, v
-    rows = tl.reshape(x, (T.HP * N, T.WP))
-    half = product(
-        rows, analysis_along_w(matrices_ptr, ADJOINT, T), zeros(T.HP * N, 2 * T.FP), PRECISION, A_EXACT=EXACT
-    )
+):  # [2 * HP, N, FP], axes (k, r), n, v; neither unscaled nor normalised
+    high, low = halves(tl.reshape(x, (T.HP * N, T.WP)))
+    w_high, w_low = analysis_along_w(matrices_ptr, ADJOINT, T)
+    half = product(high, low, w_high, w_low, PASSES, A_EXACT=T.EXACT)
     half = tl.permute(tl.reshape(half, (T.HP, N, T.FP, 2)), (0, 3, 1, 2))
-    columns = tl.reshape(half, (2 * T.HP, N * T.FP))
-    X = product(along_h(matrices_ptr, False, T), columns, zeros(2 * T.HP, N * T.FP), PRECISION)
-    return tl.reshape(X, (T.HP, 2, N, T.FP))
+    high, low = halves(tl.reshape(half, (2 * T.HP, N * T.FP)))
+    h_high, h_low = along_h(matrices_ptr, False, T)
+    return tl.reshape(product(h_high, h_low, high, low, PASSES), (2 * T.HP, N, T.FP))
 
 
 @triton.jit
 def to_space(
-    X,  # [HP, 2, N, FP], axes k, r, n, v
+    X,  # [2 * HP, N, FP], axes (k, r), n, v
+    undo,  # the inverse of X's scale, [1, N, 1] or a scalar
     matrices_ptr,
     ADJOINT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PASSES: tl.constexpr,
     N: tl.constexpr,
     T: tl.constexpr,
-):  # [HP, N, WP]
-    columns = tl.reshape(X, (2 * T.HP, N * T.FP))
-    half = product(along_h(matrices_ptr, True, T), columns, zeros(2 * T.HP, N * T.FP), PRECISION)
+):  # [HP, N, WP], unscaled
+    scale, inverse = image_scales(X, SPECTRUM_EXPONENT, T)
+    high, low = halves(tl.reshape(X * scale, (2 * T.HP, N * T.FP)))
+    h_high, h_low = along_h(matrices_ptr, True, T)
+    half = product(h_high, h_low, high, low, PASSES)
     half = tl.permute(tl.reshape(half, (T.HP, 2, N, T.FP)), (0, 2, 3, 1))
-    rows = tl.reshape(half, (T.HP * N, 2 * T.FP))
-    x = product(rows, synthesis_along_w(matrices_ptr, ADJOINT, T), zeros(T.HP * N, T.WP), PRECISION)
-    return tl.reshape(x, (T.HP, N, T.WP))
+    high, low = halves(tl.reshape(half, (T.HP * N, 2 * T.FP)))
+    w_high, w_low = synthesis_along_w(matrices_ptr, ADJOINT, T)
+    x = tl.reshape(product(high, low, w_high, w_low, PASSES), (T.HP, N, T.WP))
+    return x * (undo * inverse * (T.H * T.W) ** -0.5)
 
 
 @triton.jit
-def nyquist_sign(T: tl.constexpr):  # [1, 1, WP]
-    sign = 1.0 - 2.0 * (tl.arange(0, T.WP) % 2).to(tl.float32)
-    return (sign * T.W**-0.5)[None, None, :]
+def alternating_sign(T: tl.constexpr):  # [1, 1, WP]
+    return (1.0 - 2.0 * (tl.arange(0, T.WP) % 2).to(tl.float32))[None, None, :]
 
 
 @triton.jit
 def nyquist_along_h(matrices_ptr, INVERSE: tl.constexpr, T: tl.constexpr):  # [(k, r), h], or its transpose
-    """The part of `along_h` that meets the real input of this column, or makes its real output."""
+    """The part of `along_h` that meets the real input of this column, or makes its real output; both halves."""
+    low: tl.constexpr = 4 * (T.WP * T.FP + T.HP * T.HP)
     h, kr = 2 * tl.arange(0, T.HP), 2 * T.HP * tl.arange(0, 2 * T.HP)
     ptr = matrices_ptr + 4 * T.WP * T.FP
     if INVERSE:
-        return tl.load(ptr + h[:, None] + kr[None, :])
+        ptr += h[:, None] + kr[None, :]
     else:
-        return tl.load(ptr + h[None, :] + kr[:, None])
+        ptr += h[None, :] + kr[:, None]
+    return tl.load(ptr), tl.load(ptr + low)
 
 
 @triton.jit
 def nyquist_to_frequency(
-    x,  # [HP, N, WP]
+    x,  # [HP, N, WP], scaled
     matrices_ptr,
-    PRECISION: tl.constexpr,
+    PASSES: tl.constexpr,
     N: tl.constexpr,
     T: tl.constexpr,
-):  # [HP, 2, N], axes k, r, n
-    column = tl.sum(x * nyquist_sign(T), axis=2)
-    X = product(nyquist_along_h(matrices_ptr, False, T), column, zeros(2 * T.HP, N), PRECISION)
-    return tl.reshape(X, (T.HP, 2, N))
+):  # [2 * HP, N, 1], axes (k, r), n; neither unscaled nor normalised
+    high, low = halves(tl.sum(x * alternating_sign(T), axis=2))
+    h_high, h_low = nyquist_along_h(matrices_ptr, False, T)
+    return product(h_high, h_low, high, low, PASSES)[:, :, None]
 
 
 @triton.jit
 def nyquist_to_space(
-    X,  # [HP, 2, N], axes k, r, n
+    X,  # [2 * HP, N, 1], axes (k, r), n
+    undo,  # the inverse of X's scale, [1, N, 1] or a scalar
     matrices_ptr,
-    PRECISION: tl.constexpr,
+    PASSES: tl.constexpr,
     N: tl.constexpr,
     T: tl.constexpr,
-):  # [HP, N, WP]
-    column = product(nyquist_along_h(matrices_ptr, True, T), tl.reshape(X, (2 * T.HP, N)), zeros(T.HP, N), PRECISION)
-    return column[:, :, None] * nyquist_sign(T)
+):  # [HP, N, WP], unscaled
+    scale, inverse = image_scales(X, SPECTRUM_EXPONENT, T)
+    high, low = halves(tl.reshape(X * scale, (2 * T.HP, N)))
+    h_high, h_low = nyquist_along_h(matrices_ptr, True, T)
+    column = product(h_high, h_low, high, low, PASSES)[:, :, None]
+    return column * (undo * inverse * (T.H * T.W) ** -0.5) * alternating_sign(T)

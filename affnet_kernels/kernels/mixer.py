@@ -13,12 +13,15 @@ import triton
 import triton.language as tl
 
 from affnet_kernels.kernels.dft import (
+    image_scales,
     nyquist_to_frequency,
     nyquist_to_space,
+    of_rows,
     to_frequency,
     to_space,
 )
-from affnet_kernels.kernels.spectral_map import spectral_map, spectral_map_vjp
+from affnet_kernels.kernels.product import row_scales
+from affnet_kernels.kernels.spectral_map import EXPONENT, spectral_map, spectral_map_vjp
 
 
 @triton.jit(do_not_specialize=["B"])
@@ -46,7 +49,7 @@ def forward_kernel(
         start = first * tl.full((), T.K * T.D * T.H * T.W, tl.int64)
         if T.STAGED:
             for c0 in range(0, T.D, T.PIECE):
-                stage(x_ptr + start, scratch_ptr, matrices_ptr, images, k, c0, False, T.PRECISION, T)
+                stage(x_ptr + start, scratch_ptr, matrices_ptr, images, k, c0, False, T.PASSES, T)
             tl.debug_barrier()
             for f0 in range(0, T.IMAGES * T.H * T.F, T.ROWS):
                 map_in_place(scratch_ptr, f0, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T)
@@ -91,8 +94,8 @@ def backward_kernel(
         images = tl.minimum(B - group * T.IMAGES, T.IMAGES)
         start = group * tl.full((), T.IMAGES * T.K * T.D * T.H * T.W, tl.int64)
         for c0 in range(0, T.D, T.PIECE):
-            stage(x_ptr + start, X_ptr, matrices_ptr, images, k, c0, False, "tf32x3", T)
-            stage(dy_ptr + start, G_ptr, matrices_ptr, images, k, c0, True, T.PRECISION, T)
+            stage(x_ptr + start, X_ptr, matrices_ptr, images, k, c0, False, 3, T)
+            stage(dy_ptr + start, G_ptr, matrices_ptr, images, k, c0, True, T.PASSES, T)
         tl.debug_barrier()
         for f0 in range(0, T.IMAGES * T.H * T.F, T.ROWS):
             map_vjp_in_place(
@@ -191,21 +194,38 @@ def forward_tile(
     N: tl.constexpr = T.IMAGES * T.DP
     ROWS: tl.constexpr = T.IMAGES * T.HP * T.FP
     offsets, inside = image_offsets(images, k, 0, N, T)
-    x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-    X = to_frequency(x, matrices_ptr, False, T.PRECISION, T.EXACT, N, T)
+    x = tl.load(x_ptr + offsets, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+    scale, undo = image_scales(x, T.EXPONENT, T)
+    undo *= (T.H * T.W) ** -0.5
+    xs = x * scale
+    X = to_frequency(xs, matrices_ptr, False, T.PASSES, N, T)
     X = tl.permute(tl.reshape(X, (T.HP, 2, T.IMAGES, T.DP, T.FP)), (2, 0, 4, 3, 1))
-    X = tl.reshape(X, (ROWS, 2 * T.DP))
-    Y = spectral_map(X, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, ROWS, T)
+    X = in_one_half(tl.reshape(X, (ROWS, 2 * T.DP)), T)
+    Y = spectral_map(X, of_rows(undo, ROWS, T), k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, ROWS, T)
     Y = tl.permute(tl.reshape(Y, (T.IMAGES, T.HP, T.FP, T.DP, 2)), (1, 4, 0, 3, 2))
-    y = to_space(tl.reshape(Y, (T.HP, 2, N, T.FP)), matrices_ptr, False, T.PRECISION, N, T) + x
+    Y = tl.reshape(Y, (2 * T.HP, N, T.FP))
+    y = to_space(Y, undo, matrices_ptr, False, T.PASSES, N, T)
     if T.NYQUIST:
-        Z = nyquist_to_frequency(x, matrices_ptr, T.PRECISION, N, T)
+        COLUMN: tl.constexpr = T.IMAGES * T.HP
+        Z = nyquist_to_frequency(xs, matrices_ptr, T.PASSES, N, T)
         Z = tl.permute(tl.reshape(Z, (T.HP, 2, T.IMAGES, T.DP)), (2, 0, 3, 1))
-        Z = tl.reshape(Z, (T.IMAGES * T.HP, 2 * T.DP))
-        Z = spectral_map(Z, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T.IMAGES * T.HP, T)
+        Z = in_one_half(tl.reshape(Z, (COLUMN, 2 * T.DP)), T)
+        Z = spectral_map(Z, of_rows(undo, COLUMN, T), k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, COLUMN, T)
         Z = tl.permute(tl.reshape(Z, (T.IMAGES, T.HP, T.DP, 2)), (1, 3, 0, 2))
-        y += nyquist_to_space(tl.reshape(Z, (T.HP, 2, N)), matrices_ptr, T.PRECISION, N, T)
+        Z = tl.reshape(Z, (2 * T.HP, N, 1))
+        y += nyquist_to_space(Z, undo, matrices_ptr, T.PASSES, N, T)
+    # From the cache: kept in registers, x would cost more of them than there are.
+    y += tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def in_one_half(X, T: tl.constexpr):
+    """What one pass needs of a spectrum: half the registers while the mask is computed."""
+    if T.PASSES == 1:
+        return X.to(tl.float16)
+    else:
+        return X
 
 
 @triton.jit
@@ -217,7 +237,7 @@ def stage_piece(
     k,
     c0,
     ADJOINT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PASSES: tl.constexpr,
     T: tl.constexpr,
 ):
     """Channels c0, c0 + 1, ... of block k to the frequency domain."""
@@ -225,10 +245,13 @@ def stage_piece(
     offsets, inside = image_offsets(images, k, c0, N, T)
     x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     targets, kept = spectrum_offsets(c0, N, T)
-    tl.store(spectrum_ptr + targets, to_frequency(x, matrices_ptr, ADJOINT, PRECISION, T.EXACT, N, T), mask=kept)
+    scale, undo = image_scales(x, T.EXPONENT, T)
+    undo *= (T.H * T.W) ** -0.5
+    x *= scale
+    tl.store(spectrum_ptr + targets, to_frequency(x, matrices_ptr, ADJOINT, PASSES, N, T) * undo, mask=kept)
     if T.NYQUIST:
         targets, kept = nyquist_offsets(c0, N, T)
-        tl.store(spectrum_ptr + targets, nyquist_to_frequency(x, matrices_ptr, PRECISION, N, T), mask=kept)
+        tl.store(spectrum_ptr + targets, nyquist_to_frequency(x, matrices_ptr, PASSES, N, T) * undo, mask=kept)
 
 
 @triton.jit
@@ -236,8 +259,9 @@ def map_rows(spectrum_ptr, f0, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T: 
     """The spectral map of frequencies f0, f0 + 1, ..., in place."""
     offsets, inside = row_offsets(f0, T)
     X = tl.load(spectrum_ptr + offsets, mask=inside, other=0.0)
-    Y = spectral_map(X, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T.ROWS, T)
-    tl.store(spectrum_ptr + offsets, Y, mask=inside)
+    scale, undo = row_scales(X, EXPONENT)
+    Y = spectral_map(X * scale, undo, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T.ROWS, T)
+    tl.store(spectrum_ptr + offsets, Y * undo, mask=inside)
 
 
 @triton.jit
@@ -281,11 +305,11 @@ def add_piece(
     N: tl.constexpr = T.IMAGES * T.PIECE
     sources, kept = spectrum_offsets(c0, N, T)
     Y = tl.load(spectrum_ptr + sources, mask=kept, other=0.0)
-    y = to_space(Y, matrices_ptr, ADJOINT, T.PRECISION, N, T)
+    y = to_space(Y, 1.0, matrices_ptr, ADJOINT, T.PASSES, N, T)
     if T.NYQUIST:
         sources, kept = nyquist_offsets(c0, N, T)
         Z = tl.load(spectrum_ptr + sources, mask=kept, other=0.0)
-        y += nyquist_to_space(Z, matrices_ptr, T.PRECISION, N, T)
+        y += nyquist_to_space(Z, 1.0, matrices_ptr, T.PASSES, N, T)
     offsets, inside = image_offsets(images, k, c0, N, T)
     y += tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
@@ -302,22 +326,25 @@ def image_offsets(images, k, c0, N: tl.constexpr, T: tl.constexpr):  # offsets a
 
 
 @triton.jit
-def spectrum_offsets(c0, N: tl.constexpr, T: tl.constexpr):  # offsets and mask [HP, 2, N, FP]
+def spectrum_offsets(c0, N: tl.constexpr, T: tl.constexpr):  # offsets and mask [2 * HP, N, FP]
     """Where a piece's frequencies lie in [2 D, IMAGES * H * F]."""
-    k, r = tl.arange(0, T.HP)[:, None, None, None], tl.arange(0, 2)[None, :, None, None]
-    n, v = tl.arange(0, N)[None, None, :, None], tl.arange(0, T.FP)[None, None, None, :]
-    image, c = n // T.PIECE, c0 + n % T.PIECE
-    offset = (2 * c + r) * (T.IMAGES * T.H * T.F) + image * (T.H * T.F) + k * T.F + v
-    return offset, (k < T.H) & (v < T.F) & (c < T.D)
+    offset, kept = column_offsets(c0, N, T)
+    v = tl.arange(0, T.FP)[None, None, :]
+    return offset + v, kept & (v < T.F)
 
 
 @triton.jit
-def nyquist_offsets(c0, N: tl.constexpr, T: tl.constexpr):  # offsets and mask [HP, 2, N]
-    k, r = tl.arange(0, T.HP)[:, None, None], tl.arange(0, 2)[None, :, None]
-    n = tl.arange(0, N)[None, None, :]
+def nyquist_offsets(c0, N: tl.constexpr, T: tl.constexpr):  # offsets and mask [2 * HP, N, 1]
+    offset, kept = column_offsets(c0, N, T)
+    return offset + T.FP, kept
+
+
+@triton.jit
+def column_offsets(c0, N: tl.constexpr, T: tl.constexpr):  # offsets and mask [2 * HP, N, 1], of v = 0
+    kr, n = tl.arange(0, 2 * T.HP)[:, None, None], tl.arange(0, N)[None, :, None]
     image, c = n // T.PIECE, c0 + n % T.PIECE
-    offset = (2 * c + r) * (T.IMAGES * T.H * T.F) + image * (T.H * T.F) + k * T.F + T.FP
-    return offset, (k < T.H) & (c < T.D)
+    offset = (2 * c + kr % 2) * (T.IMAGES * T.H * T.F) + image * (T.H * T.F) + kr // 2 * T.F
+    return offset, (kr < 2 * T.H) & (c < T.D)
 
 
 @triton.jit

@@ -8,7 +8,9 @@ enough for the tensor cores even at D = 8.
 import triton
 import triton.language as tl
 
-from affnet_kernels.kernels.dft import product, zeros
+from affnet_kernels.kernels.product import halves, product, row_scales, tile_scale
+
+EXPONENT: tl.constexpr = tl.constexpr(15)  # of scaled values: float16 ends at 2^16
 
 
 @triton.jit
@@ -20,11 +22,19 @@ def load_weight(
     IP: tl.constexpr,  # I and O padded
     OP: tl.constexpr,
     K: tl.constexpr,
-):  # [2 IP, 2 OP]: (re, im; -im, re)
+):  # high and low half of the scaled [2 IP, 2 OP]: (re, im; -im, re); what undoes the scale
     i, o = tl.arange(0, IP)[:, None], tl.arange(0, OP)[None, :]
     ptr, inside = w_ptr + k * (I * O) + i * O + o, (i < I) & (o < O)
     re = tl.load(ptr, mask=inside, other=0.0)
     im = tl.load(ptr + K * I * O, mask=inside, other=0.0)
+    scale, undo = tile_scale(tl.maximum(tl.abs(re), tl.abs(im)), EXPONENT)
+    re_high, re_low = halves(re * scale)
+    im_high, im_low = halves(im * scale)
+    return stack(re_high, im_high, IP, OP), stack(re_low, im_low, IP, OP), undo
+
+
+@triton.jit
+def stack(re, im, IP: tl.constexpr, OP: tl.constexpr):  # [2 IP, 2 OP]
     rows = tl.join(tl.join(re, im), tl.join(-im, re))  # [IP, OP, 2, 2], the last axis that of the row
     return tl.reshape(tl.permute(rows, (0, 3, 1, 2)), (2 * IP, 2 * OP))
 
@@ -95,29 +105,44 @@ def join(re, im, ROWS: tl.constexpr, DP: tl.constexpr):  # [ROWS, 2 DP]
 
 
 @triton.jit
+def linear(
+    A,  # [ROWS, 2 IP]
+    w_high,  # [2 IP, 2 OP]
+    w_low,
+    w_undo,
+    PASSES: tl.constexpr,
+):  # [ROWS, 2 OP]
+    """Rows are frequencies, and differ by orders of magnitude: each has a scale of its own."""
+    scale, undo = row_scales(A, EXPONENT)
+    high, low = halves(A * scale)
+    return product(high, low, w_high, w_low, PASSES) * (undo * w_undo)
+
+
+@triton.jit
 def perceptron(
-    X,  # [ROWS, 2 DP]
+    X,  # [ROWS, 2 DP], scaled to fit float16
+    undo,  # the inverse of that scale, a scalar or [ROWS, 1]
     k,
     w1_ptr,  # [2, K, D, DH]
     b1_ptr,  # [2, K, DH]
     w2_ptr,  # [2, K, DH, D]
     b2_ptr,  # [2, K, D]
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
+    PASSES: tl.constexpr,
     T: tl.constexpr,
 ):  # P1, O1 = act(P1) [ROWS, 2 DHP], P2 [ROWS, 2 DP]
     """Both layers of the mask; P is a layer's value before the function."""
-    bias = load_bias(b1_ptr, k, T.DH, T.DHP, T.K) + zeros(ROWS, 2 * T.DHP)
-    P1 = product(X, load_weight(w1_ptr, k, T.D, T.DH, T.DP, T.DHP, T.K), bias, PRECISION)
+    w_high, w_low, w_undo = load_weight(w1_ptr, k, T.D, T.DH, T.DP, T.DHP, T.K)
+    high, low = halves(X)
+    P1 = product(high, low, w_high, w_low, PASSES) * (undo * w_undo) + load_bias(b1_ptr, k, T.DH, T.DHP, T.K)
     O1 = activate(P1, T.ACTIVATION)
-    shift = load_bias(b2_ptr, k, T.D, T.DP, T.K) + zeros(ROWS, 2 * T.DP)
-    P2 = product(O1, load_weight(w2_ptr, k, T.DH, T.D, T.DHP, T.DP, T.K), shift, PRECISION)
-    return P1, O1, P2
+    w_high, w_low, w_undo = load_weight(w2_ptr, k, T.DH, T.D, T.DHP, T.DP, T.K)
+    return P1, O1, linear(O1, w_high, w_low, w_undo, PASSES) + load_bias(b2_ptr, k, T.D, T.DP, T.K)
 
 
 @triton.jit
 def spectral_map(
-    X,  # [ROWS, 2 DP]
+    X,  # [ROWS, 2 DP], scaled to fit float16, or in float16
+    undo,  # the inverse of that scale, a scalar or [ROWS, 1]
     k,
     w1_ptr,
     b1_ptr,
@@ -127,10 +152,10 @@ def spectral_map(
     ROWS: tl.constexpr,
     T: tl.constexpr,
 ):  # [ROWS, 2 DP]
-    """M(X) * X."""
-    _, _, P2 = perceptron(X, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, T.PRECISION, ROWS, T)
+    """M(X) * X, at X's scale."""
+    _, _, P2 = perceptron(X.to(tl.float32), undo, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, T.PASSES, T)
     Mr, Mi = split(soft_shrink(P2, threshold), ROWS, T.DP)
-    Xr, Xi = split(X, ROWS, T.DP)
+    Xr, Xi = split(X.to(tl.float32), ROWS, T.DP)
     return join(Mr * Xr - Mi * Xi, Mr * Xi + Mi * Xr, ROWS, T.DP)
 
 
@@ -152,10 +177,11 @@ def spectral_map_vjp(
 ):  # dX [ROWS, 2 DP]
     """The derivative of `spectral_map`; a gradient is used up as soon as it is there, which saves registers.
 
-    Both P are recomputed at float32 accuracy whatever T.PRECISION says: an error of 3e-4 there opens or closes gates of
+    Both P are recomputed at float32 accuracy whatever T.PASSES says: an error of 3e-4 there opens or closes gates of
     ReLU and soft-shrink, and gradients are then wrong by 2 %.
     """
-    P1, O1, P2 = perceptron(X, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, "tf32x3", ROWS, T)
+    scale, undo = row_scales(X, EXPONENT)
+    P1, O1, P2 = perceptron(X * scale, undo, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, 3, T)
     Mr, Mi = split(soft_shrink(P2, threshold), ROWS, T.DP)
     Xr, Xi = split(X, ROWS, T.DP)
     Gr, Gi = split(G, ROWS, T.DP)
@@ -164,13 +190,13 @@ def spectral_map_vjp(
     dP2 = soft_shrink_vjp(dM, P2, threshold)
     if PARAMETER_GRADS:
         second_ptr = partials_ptr + (2 * T.D + 1) * 2 * T.DH
-        add_parameter_grads(second_ptr, O1, dP2, before, T.DH, T.D, T.DHP, T.DP, T.PRECISION)
-    W2 = load_weight(w2_ptr, k, T.DH, T.D, T.DHP, T.DP, T.K)
-    dP1 = activate_vjp(product(dP2, tl.trans(W2), zeros(ROWS, 2 * T.DHP), T.PRECISION), P1, T.ACTIVATION)
+        add_parameter_grads(second_ptr, O1, dP2, before, T.DH, T.D, T.DHP, T.DP, T.PASSES)
+    high, low, undo = load_weight(w2_ptr, k, T.DH, T.D, T.DHP, T.DP, T.K)
+    dP1 = activate_vjp(linear(dP2, tl.trans(high), tl.trans(low), undo, T.PASSES), P1, T.ACTIVATION)
     if PARAMETER_GRADS:
-        add_parameter_grads(partials_ptr, X, dP1, before, T.D, T.DH, T.DP, T.DHP, T.PRECISION)
-    W1 = load_weight(w1_ptr, k, T.D, T.DH, T.DP, T.DHP, T.K)
-    return product(dP1, tl.trans(W1), direct, T.PRECISION)
+        add_parameter_grads(partials_ptr, X, dP1, before, T.D, T.DH, T.DP, T.DHP, T.PASSES)
+    high, low, undo = load_weight(w1_ptr, k, T.D, T.DH, T.DP, T.DHP, T.K)
+    return linear(dP1, tl.trans(high), tl.trans(low), undo, T.PASSES) + direct
 
 
 @triton.jit
@@ -183,14 +209,19 @@ def add_parameter_grads(
     O: tl.constexpr,
     IP: tl.constexpr,
     OP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PASSES: tl.constexpr,
 ):
     row, column = tl.arange(0, 2 * IP)[:, None], tl.arange(0, 2 * OP)
     inside = (row < 2 * I) & (column < 2 * O)[None, :]
     offsets = row * (2 * O) + column[None, :]
     known = column < tl.where(before > 0, 2 * O, 0)
     old = tl.load(ptr + offsets, mask=inside & known[None, :], other=0.0)
-    tl.store(ptr + offsets, product(tl.trans(A), dP, old, PRECISION), mask=inside)
+    a_scale, a_undo = tile_scale(A, EXPONENT)
+    d_scale, d_undo = tile_scale(dP, EXPONENT)
+    a_high, a_low = halves(A * a_scale)
+    d_high, d_low = halves(dP * d_scale)
+    sums = product(tl.trans(a_high), tl.trans(a_low), d_high, d_low, PASSES) * (a_undo * d_undo)
+    tl.store(ptr + offsets, old + sums, mask=inside)
     ptr += 4 * I * O
     old = tl.load(ptr + column, mask=known, other=0.0)
     tl.store(ptr + column, old + tl.sum(dP, axis=0), mask=column < 2 * O)
