@@ -4,6 +4,7 @@
 
 #ifndef AFFNET_QUADS  // all that are compiled for a GPU
 #define AFFNET_QUADS 2, 3, 4, 5, 6, 8, 10
+#define AFFNET_FMA
 #endif
 
 namespace {
@@ -11,7 +12,8 @@ namespace {
 // A kernel instance, as it is launched.
 template <int kQuads>
 struct Instance {
-  using Shape = affnet::VjpShape<kQuads>;
+  static constexpr int kVjpQuads = std::min(kQuads, affnet::kMaxVjpQuads);
+  using Shape = affnet::VjpShape<kVjpQuads>;
 
   static void run(const affnet::MapArguments<float>& a, bool backward, bool count_banks, Report& report) {
     const affnet::RowTiling tiling(a.H, a.W);
@@ -19,7 +21,7 @@ struct Instance {
         a.K * a.runs, threads(backward), shared_bytes(backward), report,
         [&] {
           if (backward) {
-            affnet::map_vjp_mma_kernel<kQuads>(a, tiling);
+            affnet::map_vjp_mma_kernel<kVjpQuads>(a, tiling);
           } else {
             affnet::map_mma_kernel<kQuads>(a, tiling);
           }
@@ -57,8 +59,11 @@ void one_product(const float* a,  // [16, 8]
 extern "C" {
 
 const char* map_float(affnet::MapArguments<float>* a, bool backward, int quads, bool count_banks) {
+  if (quads == 0) quads = affnet::mma_quads(a->D, a->Dh, backward);
+#ifdef AFFNET_FMA
+  if (quads == 0 || (backward && quads > affnet::kMaxVjpQuads)) return map(a, backward, 0, count_banks);
+#endif
   Report report;
-  if (quads == 0) quads = std::max(2, affnet::mma_quads(a->D, a->Dh));
   with_quads(quads, [&](auto instance) { instance.run(*a, backward, count_banks, report); });
   return words(report);
 }
@@ -75,7 +80,7 @@ const char* run_product(const float* a, const float* b, float* c) {
 
 // Quads, threads and shared memory of a launch; no quads: plain FMA.
 void mma_facts(int D, int Dh, bool backward, int* facts) {
-  facts[0] = affnet::mma_quads(D, Dh);
+  facts[0] = affnet::mma_quads(D, Dh, backward);
   with_quads(facts[0],
              [&](auto instance) { facts[1] = instance.threads(backward), facts[2] = instance.shared_bytes(backward); });
 }

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     target = tmp_path_factory.mktemp("emulated") / "mma.so"
-    library = build(ROOT / "csrc", target, "-O2", "emulated_mma.cpp")
+    library = build(ROOT / "csrc", target, "-O1", "emulated_mma.cpp")
     library.runs_of_block.restype = ctypes.c_int64
     library.quotient.restype = ctypes.c_uint32
     return library
@@ -100,6 +100,9 @@ def test_layout_of_a_product(kernels: ctypes.CDLL) -> None:
     a[:], b[:], c[:] = 1 + 2**-10 + 2**-11, 1, 0
     kernels.run_product(pointer(a), pointer(b), pointer(c))
     assert (c == 8 * (1 + 2**-10)).all()
+    a[:], b[:], c[:] = 2**-10, -(2**-20), 1
+    kernels.run_product(pointer(a), pointer(b), pointer(c))
+    assert (c == 1 - 2**-24).all(), "sums are rounded towards zero"
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -110,7 +113,7 @@ def test_every_size_has_a_launch(kernels: ctypes.CDLL, backward: bool) -> None:
         for Dh in range(1, 129):
             kernels.mma_facts(D, Dh, ctypes.c_bool(backward), facts)
             quads, threads, shared_bytes = facts
-            assert (quads > 0) == (4 < max(D, Dh) <= 40)
+            assert (quads > 0) == (4 < max(D, Dh) <= (32 if backward else 40))
             if quads > 0:
                 assert quads in QUADS
                 assert 4 * quads >= max(D, Dh)
@@ -137,7 +140,7 @@ def test_division(kernels: ctypes.CDLL) -> None:
             assert kernels.quotient(ctypes.c_uint32(n), ctypes.c_uint32(divisor)) == n // divisor
 
 
-@pytest.mark.parametrize("name", ["shipped, D=16", "shipped, D=13", "shipped, D=24"])
+@pytest.mark.parametrize("name", ["shipped, D=13", "shipped, D=24"])
 def test_bank_conflicts(kernels: ctypes.CDLL, name: str) -> None:
     """None worth a count: weights are read by broadcast, and the operands of gradients with a stride made for it."""
     answer = emulate(kernels, make_case(SHAPES[name]), count_banks=True)
@@ -148,9 +151,8 @@ def test_bank_conflicts(kernels: ctypes.CDLL, name: str) -> None:
 
 MUTATIONS: dict[str, tuple[str, str, str]] = {  # what, text, replaced by
     "rows of a left operand": ("q.row[0].re, q.row[1].re,", "q.row[1].re, q.row[0].re,", "mma.cuh"),
-    "columns of a result": ("{{{c[0], c[1]}, {c[2], c[3]}}}", "{{{c[0], c[2]}, {c[1], c[3]}}}", "mma.cuh"),
-    "a product of three left out": ("  mma_tf32(c, a.lo, b.hi);\n", "", "mma.cuh"),
-    "sign of a weight's imaginary part": ("imaginary ? w.re : -w.im", "imaginary ? w.re : w.im", "mma.cuh"),
+    "a product of three left out": ("  mma_tf32(step, a.lo, b.hi);\n", "", "mma.cuh"),
+    "sign of a weight's imaginary part": ("imaginary ? w.hi.re : -w.hi.im", "imaginary ? w.hi.re : w.hi.im", "mma.cuh"),
     "lanes of the adjoint": ("offset(j, q, lane.g / 2, lane.t)", "offset(j, q, lane.t, lane.g / 2)", "mma.cuh"),
     "no barrier after weights are staged": (
         "layers.stage(a, k);\n  barrier();",

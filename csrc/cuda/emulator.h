@@ -17,6 +17,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -324,6 +325,11 @@ V shuffle_xor(V value, int mask) {
   return cta.deposit_of<V>(cta.thread() % emulator::kWarp ^ mask);
 }
 
+inline float towards_zero(double value) {
+  const float nearest = static_cast<float>(value);
+  return std::abs(double{nearest}) > std::abs(value) ? float_of(bits_of(nearest) - 1) : nearest;
+}
+
 // See device.h.
 inline void mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
   struct Operands {
@@ -340,7 +346,7 @@ inline void mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
       const Operands& right = cta.deposit_of<Operands>(4 * (2 * t + i % 2) + k % 4);
       sum += double{left.a[i / 2 + k / 4 * 2]} * double{right.b[k / 4]};
     }
-    c[i] = static_cast<float>(sum);
+    c[i] = towards_zero(sum);
   }
 }
 

@@ -48,60 +48,74 @@ struct Left {
 
 struct Right {
   float hi[2], lo[2];
-
-  AFFNET_DEVICE Right(float b0, float b1) {
-    const Split parts[2] = {Split(b0), Split(b1)};
-#pragma unroll
-    for (int i = 0; i < 2; ++i) hi[i] = parts[i].hi, lo[i] = parts[i].lo;
-  }
 };
 
 // c += a b without lo lo, which is below float32's last bit; the small products first.
+//
+// A tensor core rounds towards zero, so a long sum in its accumulator shrinks by half a bit a step (Ootomo and Yokota,
+// arXiv 2203.03341). The sum of a step starts from zero, and is added to the others as float32 adds.
 AFFNET_DEVICE void multiply(float (&c)[4], const Left& a, const Right& b) {
-  mma_tf32(c, a.lo, b.hi);
-  mma_tf32(c, a.hi, b.lo);
-  mma_tf32(c, a.hi, b.hi);
+  float step[4] = {0.f, 0.f, 0.f, 0.f};
+  mma_tf32(step, a.lo, b.hi);
+  mma_tf32(step, a.hi, b.lo);
+  mma_tf32(step, a.hi, b.hi);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) c[i] += step[i];
 }
 
+// A complex number in two parts.
+struct alignas(16) SplitComplex {
+  Complex<float> hi, lo;
+
+  AFFNET_DEVICE static SplitComplex of(const Complex<float>& v) {
+    const Split re(v.re), im(v.im);
+    return {{re.hi, im.hi}, {re.lo, im.lo}};
+  }
+};
+
 // A weight matrix in shared memory: [quads of inputs, quads of outputs, 4 inputs, 4 outputs], zero where there is no
-// channel. Each number stands there once. A lane makes its two real weights of the parts when it reads them, which
-// takes two selections and half the room, and the adjoint matrix is the same numbers, read by other lanes.
+// channel. Each number stands there once. A lane selects the real weights of its column when it reads them, which takes
+// half the room, and the adjoint matrix is the same numbers, read by other lanes.
 template <int kQuads>
 struct Weights {
-  static constexpr int kBytes =
-      kQuads * kQuads * kQuadChannels * kQuadChannels * static_cast<int>(sizeof(Complex<float>));
+  static constexpr int kTile = kQuadChannels * kQuadChannels;
+  static constexpr int kBytes = kQuads * kQuads * kTile * static_cast<int>(sizeof(SplitComplex));
   uint32_t at;
 
-  AFFNET_DEVICE static uint32_t offset(int q, int j, int i, int o) {
-    return static_cast<uint32_t>((((q * kQuads + j) * kQuadChannels + i) * kQuadChannels + o) * sizeof(Complex<float>));
+  // Both four inputs of an output and four outputs of an input are in different banks.
+  AFFNET_DEVICE uint32_t offset(int q, int j, int i, int o) const {
+    return at +
+           static_cast<uint32_t>(((q * kQuads + j) * kTile + i * kQuadChannels + (o ^ i / 2)) * sizeof(SplitComplex));
   }
 
   // By all threads of a CTA, in the order of shared memory.
   AFFNET_DEVICE void stage(const Matrix<float>& w) const {
 #pragma unroll 1
-    for (int e = thread_index(); e < kBytes / static_cast<int>(sizeof(Complex<float>)); e += thread_count()) {
-      const int tile = e / (kQuadChannels * kQuadChannels), inside = e % (kQuadChannels * kQuadChannels);
-      const int i = tile / kQuads * kQuadChannels + inside / kQuadChannels;
-      const int o = tile % kQuads * kQuadChannels + inside % kQuadChannels;
+    for (int e = thread_index(); e < kQuads * kQuads * kTile; e += thread_count()) {
+      const int tile = e / kTile, row = e % kTile / kQuadChannels;
+      const int i = tile / kQuads * kQuadChannels + row;
+      const int o = tile % kQuads * kQuadChannels + (e % kQuadChannels ^ row / 2);
       Complex<float> value{0.f, 0.f};
       if (i < w.inputs && o < w.outputs) value = {w.re[i * w.outputs + o], w.im[i * w.outputs + o]};
-      shared_store(at + static_cast<uint32_t>(e * sizeof(Complex<float>)), value);
+      shared_store(at + static_cast<uint32_t>(e * sizeof(SplitComplex)), SplitComplex::of(value));
     }
   }
 
   // Of quad q of the inputs and quad j of the outputs: to part g % 2 of output channel g / 2, from both parts of input
   // channel t.
   AFFNET_DEVICE Right right(int q, int j, const Lane& lane) const {
-    const auto w = shared_load<Complex<float>>(at + offset(q, j, lane.t, lane.g / 2));
+    const auto w = shared_load<SplitComplex>(offset(q, j, lane.t, lane.g / 2));
     const bool imaginary = lane.g % 2 == 1;
-    return Right(imaginary ? w.im : w.re, imaginary ? w.re : -w.im);
+    return {{imaginary ? w.hi.im : w.hi.re, imaginary ? w.hi.re : -w.hi.im},
+            {imaginary ? w.lo.im : w.lo.re, imaginary ? w.lo.re : -w.lo.im}};
   }
 
   // The same of the conjugate transpose.
   AFFNET_DEVICE Right adjoint_right(int q, int j, const Lane& lane) const {
-    const auto w = shared_load<Complex<float>>(at + offset(j, q, lane.g / 2, lane.t));
+    const auto w = shared_load<SplitComplex>(offset(j, q, lane.g / 2, lane.t));
     const bool imaginary = lane.g % 2 == 1;
-    return Right(imaginary ? -w.im : w.re, imaginary ? w.re : w.im);
+    return {{imaginary ? -w.hi.im : w.hi.re, imaginary ? w.hi.re : w.hi.im},
+            {imaginary ? -w.lo.im : w.lo.re, imaginary ? w.lo.re : w.lo.im}};
   }
 };
 

@@ -13,14 +13,17 @@
 
 namespace affnet {
 
+constexpr int kMaxQuads = 10, kMaxVjpQuads = 8;
+
 // Which kernel computes a map of float32: the quads the tensor-core kernel is compiled for, 0 for plain FMA.
 //
-// Up to four channels are one quad, most of it padding, and plain FMA is as fast as copying. Beyond 40 channels a
-// warp's channels do not fit its registers. Between them every count of quads of a shipped network has its own
-// instance; 28 and 36 channels, of none, run as 32 and 40.
-constexpr int mma_quads(int D, int Dh) {
+// Up to four channels are one quad, most of it padding, and plain FMA is as fast as copying. The forward map takes 12
+// registers a quad and those of the steps in flight, which ends at 40 channels; the VJP takes 16 and those of its sums,
+// and with 40 channels it would spill 600 bytes and leave room for five warps on a multiprocessor. Between the two
+// every count of quads of a shipped network has its own instance; 28 and 36 channels, of none, run as 32 and 40.
+constexpr int mma_quads(int D, int Dh, bool backward) {
   const int quads = quads_of(std::max(D, Dh));
-  if (quads < 2 || quads > 10) return 0;
+  if (quads < 2 || quads > (backward ? kMaxVjpQuads : kMaxQuads)) return 0;
   return quads == 7 || quads == 9 ? quads + 1 : quads;
 }
 
@@ -57,20 +60,23 @@ struct RowTiling {
         by_special(special),
         by_columns(std::max(columns, 1)) {}
 
-  AFFNET_HOST_DEVICE int64_t regular_tiles(int64_t units) const {
-    return (units * regular + kTileRows - 1) / kTileRows;
+  // All frequencies of `units` are fewer than 2^31.
+  AFFNET_HOST_DEVICE int regular_tiles(uint32_t units) const {
+    return static_cast<int>((units * regular + kTileRows - 1) / kTileRows);
   }
-  AFFNET_HOST_DEVICE int64_t tiles(int64_t units) const {
-    return regular_tiles(units) + (units * special + kTileRows / 2 - 1) / (kTileRows / 2);
+  AFFNET_HOST_DEVICE int tiles(uint32_t units) const {
+    return regular_tiles(units) + static_cast<int>((units * special + kTileRows / 2 - 1) / (kTileRows / 2));
   }
 };
 
 // The units of block k.
 struct BlockUnits {
-  int64_t first, count;
+  int first;
+  uint32_t count;
 
-  AFFNET_HOST_DEVICE BlockUnits(const MapArguments<float>& a, int k)
-      : first((k - a.first_unit % a.K + a.K) % a.K), count(first < a.units ? (a.units - first - 1) / a.K + 1 : 0) {}
+  AFFNET_DEVICE BlockUnits(const MapArguments<float>& a, int k)
+      : first((k - static_cast<int>(a.first_unit % a.K) + a.K) % a.K),
+        count(first < a.units ? static_cast<uint32_t>(a.units - first - 1) / a.K + 1 : 0) {}
 };
 
 // A lane's two rows of a tile.
@@ -78,9 +84,9 @@ struct Rows {
   bool special;
   int64_t at[2];  // from the chunk's first number, at channel 0; -1: no such row
 
-  AFFNET_DEVICE Rows(const MapArguments<float>& a, const RowTiling& tiling, const BlockUnits& units, int64_t tile,
+  AFFNET_DEVICE Rows(const MapArguments<float>& a, const RowTiling& tiling, const BlockUnits& units, int tile,
                      const Lane& lane) {
-    const int64_t regular_tiles = tiling.regular_tiles(units.count);
+    const int regular_tiles = tiling.regular_tiles(units.count);
     special = tile >= regular_tiles;
     if (special) {
       at[0] = at[1] = place(a, tiling, units, static_cast<uint32_t>(tile - regular_tiles) * (kTileRows / 2) + lane.g);
@@ -206,16 +212,17 @@ inline int64_t runs_of_block(int64_t tiles, int K, int ctas_a_multiprocessor) {
 template <int kQuads>
 AFFNET_KERNEL(32 * kForwardWarps, kForwardCtas<kQuads>)
 map_mma_kernel(MapArguments<float> a, RowTiling tiling) {
-  const int k = static_cast<int>(cta_index() / a.runs);
+  const int k = static_cast<int>(cta_index()) / static_cast<int>(a.runs);
   const Layers<kQuads> layers;
   layers.stage(a, k);
   barrier();
 
   const Lane lane;
   const BlockUnits units(a, k);
-  const int64_t plane = int64_t{a.H} * tiling.F, tiles = tiling.tiles(units.count);
-  const int64_t first = cta_index() % a.runs * kForwardWarps + thread_index() / 32;
-  for (int64_t tile = first; tile < tiles; tile += a.runs * kForwardWarps) {
+  const int64_t plane = int64_t{a.H} * tiling.F;
+  const int tiles = tiling.tiles(units.count), runs = static_cast<int>(a.runs);
+  const int first = static_cast<int>(cta_index()) % runs * kForwardWarps + thread_index() / 32;
+  for (int tile = first; tile < tiles; tile += runs * kForwardWarps) {
     warp_barrier();  // or the compiler reads weights before the loop, and spills them
     const Rows rows(a, tiling, units, tile, lane);
     Complex<float>* const channels = a.X + lane.t * plane;  // of this lane: every fourth

@@ -19,9 +19,9 @@ namespace affnet {
 template <int kQuads>
 struct VjpShape {
   static constexpr int kOctets = (kQuads + 1) / 2;
-  static constexpr int kParts = kOctets > 4 ? 1 : 4 / kOctets;
+  static constexpr int kParts = 4 / kOctets;
   static constexpr int kWarps = kOctets * kParts;
-  static constexpr int kCtas = kQuads == 2 ? 4 : kQuads <= 5 ? 3 : kQuads <= 8 ? 2 : 1;  // of a multiprocessor
+  static constexpr int kCtas = kQuads == 2 ? 4 : kQuads <= 4 ? 3 : 2;  // of a multiprocessor
   static constexpr int kRows = kWarps * kTileRows;
   static constexpr int kStride = 8 * kOctets + 4;  // of a row: 4 mod 8 numbers, so that both ways through are free
   static constexpr int kTileBytes = kRows * kStride * static_cast<int>(sizeof(Complex<float>));
@@ -72,8 +72,8 @@ struct LayerSums {
       const Left left(d.re, d.im, d.im, -d.re);
 #pragma unroll
       for (int n = 0; n < Shape::kOctets; ++n) {
-        const auto x = shared_load<Complex<float>>(Shape::offset(Shape::kInput, row, 8 * n + lane.g));
-        multiply(dw[n], left, Right(x.re, x.im));
+        const auto x = SplitComplex::of(shared_load<Complex<float>>(Shape::offset(Shape::kInput, row, 8 * n + lane.g)));
+        multiply(dw[n], left, {{x.hi.re, x.hi.im}, {x.lo.re, x.lo.im}});
       }
     }
   }
@@ -259,7 +259,7 @@ AFFNET_DEVICE void map_vjp_mma_tile(const MapArguments<float>& a, const Layers<k
 
 // Tiles of a CTA, one of each of its warps, that a block has.
 template <int kQuads>
-AFFNET_HOST_DEVICE int64_t vjp_tiles(const RowTiling& tiling, int64_t units) {
+AFFNET_HOST_DEVICE int vjp_tiles(const RowTiling& tiling, uint32_t units) {
   return (tiling.tiles(units) + VjpShape<kQuads>::kWarps - 1) / VjpShape<kQuads>::kWarps;
 }
 
@@ -268,7 +268,7 @@ AFFNET_HOST_DEVICE int64_t vjp_tiles(const RowTiling& tiling, int64_t units) {
 template <int kQuads>
 AFFNET_KERNEL(32 * VjpShape<kQuads>::kWarps, VjpShape<kQuads>::kCtas)
 map_vjp_mma_kernel(MapArguments<float> a, RowTiling tiling) {
-  const int k = static_cast<int>(cta_index() / a.runs);
+  const int k = static_cast<int>(cta_index()) / static_cast<int>(a.runs);
   const Layers<kQuads> layers;
   layers.stage(a, k);
   VjpShape<kQuads>::clear_padding();
@@ -276,9 +276,11 @@ map_vjp_mma_kernel(MapArguments<float> a, RowTiling tiling) {
 
   const Lane lane;
   const BlockUnits units(a, k);
-  const int64_t plane = int64_t{a.H} * tiling.F, tiles = vjp_tiles<kQuads>(tiling, units.count);
+  const int64_t plane = int64_t{a.H} * tiling.F;
+  const int tiles = vjp_tiles<kQuads>(tiling, units.count), runs = static_cast<int>(a.runs);
   Sums<kQuads> sums;
-  for (int64_t tile = cta_index() % a.runs; tile < tiles; tile += a.runs) {
+  for (int tile = static_cast<int>(cta_index()) % runs; tile < tiles; tile += runs) {
+    warp_barrier();  // or the compiler reads weights before the loop, where no parameter gradients are wanted
     const Rows rows(a, tiling, units, tile * VjpShape<kQuads>::kWarps + thread_index() / 32, lane);
     map_vjp_mma_tile<kQuads>(a, layers, rows, lane, plane, sums);
   }
