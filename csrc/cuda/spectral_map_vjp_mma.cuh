@@ -4,9 +4,15 @@
 // of the weights sum over frequencies: both operands go through shared memory, for all warps of the CTA at once, and
 // each warp keeps some elements' sums in registers for as long as it lives.
 //
-// Static count for 16 frequencies of D = 4 Q channels; nothing of it is measured on a GPU. Copying: 1536 Q bytes, 83 Q
-// clocks of a multiprocessor. Tensor cores: 12 Q^2 mma for the layers and their adjoints, 6 Q^2 for the gradients of
-// the weights where Q is even, 29 Q^2 clocks together; plain FMA takes 48 Q^2. So from D = 12 on the tensor cores bind.
+// Static count as in spectral_map_mma.cuh, with ReLU; nothing of it is measured on a GPU.
+//
+//   copying            1536 Q bytes                                            83 Q
+//   tensor cores       12 Q^2 mma for the layers and their adjoints, 6 Q^2     29 Q^2
+//                      for the gradients of the weights where Q is even
+//   instructions       (sm_90)                                                 95 Q + 18 Q^2
+//   plain FMA          its multiplications alone                               48 Q^2
+//
+// Plain FMA reads shared memory for twice as long as it multiplies for the gradients of the weights: 64 Q^2 in all.
 #pragma once
 
 #include "spectral_map_mma.cuh"
