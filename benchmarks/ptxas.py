@@ -24,9 +24,9 @@ QUADS, VJP_QUADS = (2, 3, 4, 5, 6, 8, 10), (2, 3, 4, 5, 6, 8)  # of channels, of
 # memory; in float32 it spares a few registers so that one more CTA of the largest size fits on a multiprocessor.
 #
 # Before compute capability 10 ptxas reads the tensor-core kernels' weights ahead into all the registers there are, and
-# spills numbers that a tile needs once or twice: at most 40 loads in 3800 instructions of the forward map. The VJP takes
-# 16 registers a quad and some for its sums: of 5 quads and more some do not fit in 255, with 3 and 4 some are given up
-# for a third CTA on a multiprocessor.
+# spills numbers that a tile needs once or twice: at most 40 loads in 3800 instructions of the forward map. The VJP
+# takes 16 registers a quad and some for its sums: of 5 quads and more some do not fit in 255, with 3 and 4 some are
+# given up for a third CTA on a multiprocessor.
 SPILL_ALLOWED = {
     ("map_vjp_kernel", "double"): 256,
     ("map_vjp_kernel", "float"): 16,
