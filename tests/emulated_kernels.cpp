@@ -32,6 +32,12 @@ void broken(const std::string& kind) {
   affnet::barrier();
   if (kind == "race" || kind == "warp race") affnet::shared_store(mine, -i);
   if (kind == "warp race") affnet::warp_barrier();
+  if (kind == "shuffle for a barrier") {
+    affnet::shared_store(mine, -i);
+    affnet::shuffle_xor(i, 1);
+    affnet::shared_load<int>(4 * (i ^ 1));
+    affnet::barrier();
+  }
   affnet::shared_load<int>(kind == "out of bounds" ? mine + 512 : kind == "misaligned" ? next + 2 : next);
   if (kind == "read, then write") affnet::shared_store(mine, 1);
 }

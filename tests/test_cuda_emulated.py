@@ -346,6 +346,7 @@ def test_an_even_stride_costs_bank_conflicts(tmp_path: Path) -> None:
         ("race", "races"),
         ("warp race", "races"),
         ("read, then write", "races"),
+        ("shuffle for a barrier", "races"),
         ("uninitialised", "uninitialised"),
         ("out of bounds", "out_of_bounds"),
         ("misaligned", "misaligned"),
