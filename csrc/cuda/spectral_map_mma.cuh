@@ -196,9 +196,9 @@ AFFNET_DEVICE Quad activated(const Quad& p, Activation activation) {
 
 constexpr int kForwardWarps = 4;
 
-// CTAs that a multiprocessor holds at once: as many as there are registers for without spilling any.
+// CTAs that a multiprocessor holds at once: as many as there are registers for, but for a few that are spilt.
 template <int kQuads>
-constexpr int kForwardCtas = kQuads == 2   ? 8
+constexpr int kForwardCtas = kQuads == 2   ? 7
                              : kQuads == 3 ? 5
                              : kQuads == 4 ? 4
                              : kQuads <= 6 ? 3
