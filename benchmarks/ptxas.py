@@ -19,12 +19,21 @@ if TYPE_CHECKING:
 CSRC = Path(__file__).parents[1] / "csrc"
 ARCHS = (80, 89, 90, 100)
 TILES = (8, 16, 32, 64)
+QUADS, VJP_QUADS = (2, 3, 4, 5, 6, 8, 10), (2, 3, 4, 5, 6, 8)  # of channels, of the tensor-core kernels
 # Bytes of a thread that may be spilt. In float64 division and exp are calls, around which ptxas keeps registers in
 # memory; in float32 it spares a few registers so that one more CTA of the largest size fits on a multiprocessor.
+#
+# Before compute capability 10 ptxas reads the tensor-core kernels' weights ahead into all the registers there are, and
+# spills numbers that a tile needs once or twice: at most 40 loads in 3800 instructions of the forward map. The VJP
+# takes 16 registers a quad and some for its sums: of 5 quads and more some do not fit in 255, with 3 and 4 some are
+# given up for a third CTA on a multiprocessor.
 SPILL_ALLOWED = {
     ("map_vjp_kernel", "double"): 256,
     ("map_vjp_kernel", "float"): 16,
     ("map_kernel", "float"): 8,
+    **{("map_mma_kernel", quads): spill for quads, spill in zip("34568", (8, 16, 16, 96, 16), strict=True)},
+    ("map_mma_kernel", "10"): 160,
+    **{("map_vjp_mma_kernel", quads): spill for quads, spill in zip("34568", (24, 80, 112, 144, 256), strict=True)},
 }
 
 SOURCE = """
@@ -32,6 +41,7 @@ SOURCE = """
 #include <cuda_fp16.h>
 #include "cuda/planes.cuh"
 #include "cuda/spectral_map_vjp.cuh"
+#include "cuda/spectral_map_vjp_mma.cuh"
 namespace affnet {
 """
 
@@ -53,6 +63,10 @@ def _instances(short: bool) -> Iterator[str]:
         yield (
             f"reduce_kernel<{type_}>(const {type_}*, int64_t, int, int, int, {type_}*, {type_}*, {type_}*, {type_}*)"
         )
+    for quads in (4,) if short else QUADS:
+        yield f"map_mma_kernel<{quads}>(MapArguments<float>, RowTiling)"
+    for quads in (4,) if short else VJP_QUADS:
+        yield f"map_vjp_mma_kernel<{quads}>(MapArguments<float>, RowTiling)"
     for stored, type_ in (("float", "float"), ("double", "double"), ("__half", "float"), ("__nv_bfloat16", "float")):
         yield f"load_kernel<{stored}, {type_}>(const {stored}*, {type_}*, int64_t, int)"
         yield f"store_kernel<{stored}, {type_}>(const {type_}*, const {stored}*, {stored}*, int64_t, int)"
@@ -125,4 +139,5 @@ def _described(mangled: str) -> tuple[str, str]:
         sys.exit(f"compile_check: expected the name of a kernel, got {mangled}")
     words = {"f": "float", "d": "double", "6__half": "half", "13__nv_bfloat16": "bfloat16"}
     arguments = re.findall(r"Li\d+|6__half|13__nv_bfloat16|[fd]", name[2] + "E")
-    return name[1], " ".join(words.get(a, f"tile {a[2:]}" if a.startswith("Li") else a) for a in arguments)
+    number = "{} quads" if "mma" in name[1] else "tile {}"
+    return name[1], " ".join(words.get(a, number.format(a[2:]) if a.startswith("Li") else a) for a in arguments)

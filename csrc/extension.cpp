@@ -85,6 +85,10 @@ void define_cuda_controls(pybind11::module& m) {
   m.def("workspace_bound", &affnet::workspace_bound, "Bytes of spectra that a call holds at once.");
   m.def("set_workspace_bound", &affnet::set_workspace_bound, arg("bytes"),
         "Sets that bound. One block of one image is always taken, however large.");
+  m.def("tensor_cores", &affnet::tensor_cores, "Whether float32 maps run on tensor cores where there is a kernel.");
+  m.def("set_tensor_cores", &affnet::set_tensor_cores, arg("use"), "Without them, plain FMA, to compare the two.");
+  m.def("map_kernel_name", &affnet::map_kernel_name, arg("D"), arg("Dh"), arg("backward"),
+        "The kernel of a float32 map on the current CUDA device.");
 }
 #endif
 

@@ -48,6 +48,7 @@ assert len(loaded) == 1 and "site-packages/nvidia" in min(loaded), f"one cuFFT, 
 major = info["cufft"] // 1000
 assert f"libcufft.so.{major}" in min(loaded), "the version that is reported is the one that is loaded"
 assert _C.plan_cache_info(0)["size"] == 0
+assert _C.tensor_cores()
 assert torch._C._dispatch_has_kernel_for_dispatch_key("affnet_kernels::native_backward", "CUDA")
 reasons = available_backends()
 assert reasons["cpu"] == [] and reasons["cuda"] == ([] if torch.cuda.is_available() else ["no CUDA device is available"])

@@ -54,19 +54,27 @@ TYPES = {
 }
 
 
-def build(source: Path, target: Path, level: str = "-O0") -> ctypes.CDLL:
+def build(
+    source: Path,
+    target: Path,
+    level: str = "-O0",
+    main: str = "emulated_kernels.cpp",
+    defines: tuple[str, ...] = (),
+) -> ctypes.CDLL:
     """The kernels under `source`, as a library of host code."""
-    command = ["g++", level, "-std=c++20", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
+    command = ["g++", level, "-std=c++20", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC", *defines]
     done = subprocess.run(
-        [*command, f"-I{source}", str(ROOT / "tests" / "emulated_kernels.cpp"), "-o", str(target)],
+        [*command, f"-I{source}", str(ROOT / "tests" / main), "-o", str(target)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     library = ctypes.CDLL(str(target))
-    for name in ("map_float", "map_double", "reduce_float", "reduce_double", "run_broken", "run_warp_sums"):
-        getattr(library, name).restype = ctypes.c_char_p
+    reports = ("map_float", "map_double", "reduce_float", "reduce_double", "run_broken", "run_warp_sums", "run_product")
+    for name in reports:
+        if hasattr(library, name):
+            getattr(library, name).restype = ctypes.c_char_p
     return library
 
 
@@ -97,7 +105,7 @@ def inverse(spectrum: np.ndarray, width: int) -> np.ndarray:
 
 
 class Options(NamedTuple):
-    tile: int = 0  # 0: the one that would be launched
+    tile: int = 0  # 0: the one that would be launched; of the tensor-core kernels it is the quads
     units_at_once: int = 10**9
     runs: int = 3
     input_grad: bool = True
@@ -295,16 +303,20 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {  # what, text, replaced by
 }
 
 
-@pytest.mark.parametrize("what", MUTATIONS)
-def test_a_mutation_is_caught(tmp_path: Path, what: str) -> None:
-    """Each bug, seeded into a copy of the kernels, is found by a report or by a wrong answer."""
-    old, new, file = MUTATIONS[what]
-    source = tmp_path / "csrc"
+def mutated(folder: Path, old: str, new: str, file: str) -> Path:
+    """A copy of csrc with one bug."""
+    source = folder / "csrc"
     shutil.copytree(ROOT / "csrc", source)
     text = (source / "cuda" / file).read_text()
     assert text.count(old) == 1
     (source / "cuda" / file).write_text(text.replace(old, new))
-    library = build(source, tmp_path / "kernels.so")
+    return source
+
+
+@pytest.mark.parametrize("what", MUTATIONS)
+def test_a_mutation_is_caught(tmp_path: Path, what: str) -> None:
+    """Each bug, seeded into a copy of the kernels, is found by a report or by a wrong answer."""
+    library = build(mutated(tmp_path, *MUTATIONS[what]), tmp_path / "kernels.so")
     case = make_case(SHAPES["odd both"])
     alone = emulate(library, case, Options(input_grad=False))
     alone = alone._replace(gradients=(case.gradients[0].numpy(), *alone.gradients[1:]))
@@ -334,6 +346,7 @@ def test_an_even_stride_costs_bank_conflicts(tmp_path: Path) -> None:
         ("race", "races"),
         ("warp race", "races"),
         ("read, then write", "races"),
+        ("shuffle for a barrier", "races"),
         ("uninitialised", "uninitialised"),
         ("out of bounds", "out_of_bounds"),
         ("misaligned", "misaligned"),

@@ -56,6 +56,7 @@ def extension() -> Iterator[ModuleType]:
     yield module
     module.set_plan_cache_capacity(0, capacity)
     module.set_workspace_bound(bound)
+    module.set_tensor_cores(True)
 
 
 def on_device(shape: Shape, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -77,6 +78,29 @@ def test_large_in_other_types(name: str, dtype: torch.dtype) -> None:
     y, gradients = call(case, "cuda", "cuda", gradients=True)
     assert_forward(y, case)
     assert_gradients(gradients, case)
+
+
+@pytest.mark.parametrize("tensor_cores", [True, False])
+@pytest.mark.parametrize("D", [5, 8, 12, 13, 16, 18, 20, 24, 28, 32, 40])
+def test_both_kernels(extension: ModuleType, D: int, tensor_cores: bool) -> None:
+    """The map on tensor cores, and by plain FMA, at the same bounds."""
+    extension.set_tensor_cores(tensor_cores)
+    assert extension.map_kernel_name(D, D, False).startswith("tensor cores" if tensor_cores else "FMA")
+    case = make_case(Shape(3, 4 * D, 16, 17, 4), activation="silu")
+    y, gradients = call(case, "cuda", "cuda", gradients=True)
+    assert_forward(y, case)
+    assert_gradients(gradients, case)
+
+
+def test_gradients_repeat_bit_for_bit(extension: ModuleType) -> None:
+    """Sums have a fixed order, whatever order the CTAs run in."""
+    case = make_case(Shape(4, 64, 32, 32, 4))
+    for tensor_cores in (True, False):
+        extension.set_tensor_cores(tensor_cores)
+        first = call(case, "cuda", "cuda", gradients=True)[1]
+        for _ in range(5):
+            for got, expected in zip(call(case, "cuda", "cuda", gradients=True)[1], first, strict=True):
+                assert torch.equal(got, expected)
 
 
 def test_chunks_do_not_change_the_answer(extension: ModuleType) -> None:
@@ -198,12 +222,14 @@ def test_peak_memory() -> None:
 
 SMALL_CALLS = """
 import torch
-from affnet_kernels import fused_aff_mixer
+from affnet_kernels import _C, fused_aff_mixer
 from tests.helpers import Shape, make_inputs
 for shape in (Shape(2, 24, 5, 9, 4), Shape(1, 36, 8, 8, 2), Shape(2, 16, 13, 1, 2), Shape(1, 10, 9, 7, 2, 3)):
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        tensors = [t.cuda().requires_grad_() for t in make_inputs(shape, dtype)]
-        fused_aff_mixer(*tensors, backend="cuda").sum().backward()
+    for tensor_cores in (True, False):
+        _C.set_tensor_cores(tensor_cores)
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            tensors = [t.cuda().requires_grad_() for t in make_inputs(shape, dtype)]
+            fused_aff_mixer(*tensors, backend="cuda").sum().backward()
 torch.cuda.synchronize()
 """
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "plan_cache.h"
 
@@ -13,5 +14,8 @@ void set_plan_cache_capacity(int device, int64_t plans);
 void clear_plan_cache(int device);
 int64_t workspace_bound();  // bytes
 void set_workspace_bound(int64_t bytes);
+bool tensor_cores();
+void set_tensor_cores(bool use);
+std::string map_kernel_name(int D, int Dh, bool backward);
 
 }  // namespace affnet

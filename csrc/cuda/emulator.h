@@ -8,12 +8,16 @@
 // Bank conflicts are counted exactly: accesses of a warp are grouped by source line and by how often a lane has been
 // there.
 //
-// Not seen: registers, time, caches, the memory model beyond barriers, contraction to FMA, and asynchronous copies.
+// A tensor core's product is summed in float64 and rounded once, its operands cut to TF32 as the hardware cuts them.
+//
+// Not seen: registers, time, caches, the memory model beyond barriers, contraction to FMA, asynchronous copies, and how
+// a tensor core rounds within a sum.
 #pragma once
 
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -67,7 +71,8 @@ class Cta {
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack.get();
       fiber.context.uc_stack.ss_size = kStackBytes;
-      fiber.context.uc_link = &scheduler_;
+      fiber.context.uc_link = nullptr;
+      fiber.begun = false;
       makecontext(&fiber.context, &Cta::enter, 0);
     }
     while (step()) {
@@ -86,14 +91,21 @@ class Cta {
   void barrier() { wait(State::kAtBarrier); }
   void warp_barrier() { wait(State::kAtWarp); }
 
+  // Hands `value` to the other lanes of the warp and waits for theirs. It orders no access to memory. A lane that is
+  // through may deposit again before the others have looked, so there are two slots.
   template <typename V>
-  V exchange(V value, int mask) {
-    static_assert(sizeof(V) <= sizeof(Fiber::slot));
-    std::memcpy(fibers_[thread_].slot, &value, sizeof(V));
-    warp_barrier();
-    std::memcpy(&value, fibers_[thread_ ^ mask].slot, sizeof(V));
-    warp_barrier();
-    return value;
+  void deposit(const V& value) {
+    Fiber& fiber = fibers_[thread_];
+    static_assert(sizeof(V) <= sizeof(fiber.slots[0]));
+    std::memcpy(fiber.slots[++fiber.deposits % 2], &value, sizeof(V));
+    wait(State::kAtDeposit);
+  }
+
+  // What lane `lane` of this warp has deposited last.
+  template <typename V>
+  const V& deposit_of(int lane) const {
+    const Fiber& fiber = fibers_[thread_ / kWarp * kWarp + lane];
+    return *reinterpret_cast<const V*>(fiber.slots[fibers_[thread_].deposits % 2]);
   }
 
   void load(uint32_t offset, void* value, uint32_t size, int line) {
@@ -112,13 +124,16 @@ class Cta {
   }
 
  private:
-  enum class State { kReady, kAtBarrier, kAtWarp, kDone };
+  enum class State { kReady, kAtBarrier, kAtWarp, kAtDeposit, kDone };
 
   struct Fiber {
     ucontext_t context{};
+    void* place[5];  // where it goes on; a ucontext is but its beginning, since to switch by it is a system call
+    bool begun = false;
     std::unique_ptr<char[]> stack;
     State state = State::kDone;
-    alignas(16) unsigned char slot[16];
+    int deposits = 0;
+    alignas(16) unsigned char slots[2][32];
   };
 
   // When a cell was last touched: between which rendezvous of the CTA, and of the warp.
@@ -135,7 +150,25 @@ class Cta {
     Cta& cta = *current();
     (*cta.body_)();
     cta.fibers_[cta.thread_].state = State::kDone;
+    __builtin_longjmp(cta.scheduler_, 1);
   }
+
+  __attribute__((noinline)) void resume(Fiber& fiber) {
+    if (__builtin_setjmp(scheduler_)) return;
+    if (fiber.begun) __builtin_longjmp(fiber.place, 1);
+    fiber.begun = true;
+    setcontext(&fiber.context);
+  }
+
+  __attribute__((noinline)) void wait(State state) {
+    Fiber& fiber = fibers_[thread_];
+    fiber.state = state;
+    if (__builtin_setjmp(fiber.place)) return;
+    leave();
+  }
+
+  // A function of its own: no one may jump to where he is.
+  __attribute__((noinline)) void leave() { __builtin_longjmp(scheduler_, 1); }
 
   // Runs every thread that can, up to its next rendezvous, then lets those pass that have all met.
   bool step() {
@@ -143,12 +176,13 @@ class Cta {
     for (thread_ = 0; thread_ < threads_; ++thread_) {
       if (fibers_[thread_].state != State::kReady) continue;
       ran = true;
-      swapcontext(&scheduler_, &fibers_[thread_].context);
+      resume(fibers_[thread_]);
     }
     for (size_t warp = 0; warp < warp_epochs_.size(); ++warp) {
       const int begin = static_cast<int>(warp) * kWarp, end = std::min(begin + kWarp, threads_);
-      if (!all(begin, end, State::kAtWarp)) continue;
-      ++warp_epochs_[warp];
+      const bool ordered = all(begin, end, State::kAtWarp);
+      if (!ordered && !all(begin, end, State::kAtDeposit)) continue;
+      warp_epochs_[warp] += ordered;
       release(begin, end);
     }
     if (all(0, threads_, State::kAtBarrier)) {
@@ -165,11 +199,6 @@ class Cta {
 
   void release(int begin, int end) {
     for (int i = begin; i < end; ++i) fibers_[i].state = State::kReady;
-  }
-
-  void wait(State state) {
-    fibers_[thread_].state = state;
-    swapcontext(&fibers_[thread_].context, &scheduler_);
   }
 
   void note(int64_t& count, const char* what, int line) {
@@ -257,7 +286,7 @@ class Cta {
   bool count_banks_;
   Report& report_;
   const std::function<void()>* body_ = nullptr;
-  ucontext_t scheduler_{};
+  void* scheduler_[5];
   std::vector<unsigned char> memory_;
   std::vector<Fiber> fibers_;
   std::vector<int> warp_epochs_;
@@ -286,9 +315,39 @@ inline int64_t cta_count() { return emulator::Cta::current()->count(); }
 inline void barrier() { emulator::Cta::current()->barrier(); }
 inline void warp_barrier() { emulator::Cta::current()->warp_barrier(); }
 
+inline uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value); }
+inline float float_of(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+
 template <typename V>
 V shuffle_xor(V value, int mask) {
-  return emulator::Cta::current()->exchange(value, mask);
+  emulator::Cta& cta = *emulator::Cta::current();
+  cta.deposit(value);
+  return cta.deposit_of<V>(cta.thread() % emulator::kWarp ^ mask);
+}
+
+inline float towards_zero(double value) {
+  const float nearest = static_cast<float>(value);
+  return std::abs(double{nearest}) > std::abs(value) ? float_of(bits_of(nearest) - 1) : nearest;
+}
+
+// See device.h.
+inline void mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+  struct Operands {
+    float a[4], b[2];
+  };
+  emulator::Cta& cta = *emulator::Cta::current();
+  const auto cut = [](float v) { return float_of(bits_of(v) & 0xffffe000); };
+  cta.deposit(Operands{{cut(a[0]), cut(a[1]), cut(a[2]), cut(a[3])}, {cut(b[0]), cut(b[1])}});
+  const int g = cta.thread() % emulator::kWarp / 4, t = cta.thread() % 4;
+  for (int i = 0; i < 4; ++i) {
+    double sum = c[i];
+    for (int k = 0; k < 8; ++k) {
+      const Operands& left = cta.deposit_of<Operands>(4 * g + k % 4);
+      const Operands& right = cta.deposit_of<Operands>(4 * (2 * t + i % 2) + k % 4);
+      sum += double{left.a[i / 2 + k / 4 * 2]} * double{right.b[k / 4]};
+    }
+    c[i] = towards_zero(sum);
+  }
 }
 
 template <typename V>

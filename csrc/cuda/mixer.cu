@@ -11,6 +11,7 @@
 
 #include "checks.h"
 #include "controls.h"
+#include "mma_launch.h"
 #include "spectral_map_vjp.cuh"
 #include "transforms.h"
 
@@ -28,7 +29,7 @@ std::atomic<int64_t> workspace_bytes{int64_t{32} << 20};
 constexpr int64_t kBackwardCtas = 512, kPartialBytes = int64_t{32} << 20;
 
 template <typename T>
-void launch_map(const MapArguments<T>& a, bool backward, cudaStream_t stream) {
+void launch_fma(const MapArguments<T>& a, bool backward, cudaStream_t stream) {
   const Launch launch = launch_for<T>(a.D, a.Dh, backward);
   const auto run = [&](auto* kernel, int64_t ctas) {
     if (launch.shared_bytes > 48 * 1024) {
@@ -56,10 +57,11 @@ struct Call {
   Sizes n;
   at::Tensor x, w1, b1, w2, b2;
   MapArguments<T> map{};
+  bool tensor_cores = false;  // else plain FMA
   Transforms<S, T> transforms;
 
   Call(const Sizes& n, const at::Tensor& x_, const at::Tensor& w1_, const at::Tensor& b1_, const at::Tensor& w2_,
-       const at::Tensor& b2_, double sparsity_threshold, Activation activation)
+       const at::Tensor& b2_, double sparsity_threshold, Activation activation, bool backward)
       : n(n),
         x(x_.contiguous()),
         w1(w1_.contiguous()),
@@ -74,6 +76,7 @@ struct Call {
     map.scale = static_cast<T>(1 / std::sqrt(static_cast<double>(n.H) * static_cast<double>(n.W)));
     map.threshold = static_cast<T>(sparsity_threshold);
     map.activation = activation;
+    if constexpr (std::is_same_v<T, float>) tensor_cores = on_tensor_cores(map.D, map.Dh, backward);
   }
 
   int64_t units() const { return n.B * n.K; }
@@ -82,9 +85,9 @@ struct Call {
   int64_t units_at_once(int spectra) const {
     const int64_t staged = std::is_same_v<S, T> ? 0 : transforms.reals(1) * static_cast<int64_t>(sizeof(T));
     const int64_t unit = spectra * transforms.numbers(1) * static_cast<int64_t>(sizeof(Complex<T>)) + staged;
-    // A tile has at least four frequencies of its own, and a grid fewer than 2^31 CTAs.
-    const int64_t grid = (int64_t{1} << 31) / (n.H * (n.W / 2 + 1) / 4 + 2);
-    const int64_t most = std::clamp<int64_t>(std::min(workspace_bytes.load() / unit, grid), 1, units());
+    // Frequencies are counted in 32 bits, and so are CTAs, of which each has four or more.
+    const int64_t countable = (int64_t{1} << 30) / (n.H * (n.W / 2 + 1));
+    const int64_t most = std::clamp<int64_t>(std::min(workspace_bytes.load() / unit, countable), 1, units());
     const int64_t chunks = (units() + most - 1) / most;
     return (units() + chunks - 1) / chunks;
   }
@@ -92,6 +95,23 @@ struct Call {
   at::Tensor spectra(int64_t units_at_once) const {
     const int64_t bytes = transforms.numbers(units_at_once) * static_cast<int64_t>(sizeof(Complex<T>));
     return at::empty({bytes}, x.options().dtype(at::kByte));
+  }
+
+  // CTAs that share a block in the backward map.
+  int64_t backward_runs(int64_t units_at_once) const {
+    if constexpr (std::is_same_v<T, float>) {
+      if (tensor_cores) return mma_vjp_runs(map, units_at_once);
+    }
+    const int tile = launch_for<T>(map.D, map.Dh, true).tile;
+    const int64_t tiles = (units_at_once + n.K - 1) / n.K * tiling_of(map.H, map.W, tile).tiles;
+    return std::min(kBackwardCtas / n.K, tiles);
+  }
+
+  void launch(bool backward) const {
+    if constexpr (std::is_same_v<T, float>) {
+      if (tensor_cores) return launch_mma(map, backward, transforms.stream());
+    }
+    launch_fma(map, backward, transforms.stream());
   }
 
   // Calls body(first unit, units, first element) for every chunk.
@@ -115,7 +135,7 @@ at::Tensor run_forward(Call<S, T>& call) {
   S* const out = y.template data_ptr<S>();
   call.for_each_chunk(units_at_once, [&](int64_t units, int64_t at) {
     call.transforms.forward(x + at, call.map.X, units);
-    launch_map(call.map, false, call.transforms.stream());
+    call.launch(false);
     call.transforms.inverse(call.map.X, x + at, out + at, units);
   });
   return y;
@@ -134,10 +154,9 @@ Gradients run_backward(Call<S, T>& call, const at::Tensor& dy, bool input_grad, 
   call.map.input_grad = input_grad;
 
   const int64_t size = partial_size(call.map.D, call.map.Dh);
-  const int tile = launch_for<T>(call.map.D, call.map.Dh, true).tile;
-  const int64_t tiles = (units_at_once + n.K - 1) / n.K * tiling_of(call.map.H, call.map.W, tile).tiles;
   const int64_t room = kPartialBytes / (n.K * size * static_cast<int64_t>(sizeof(T)));
-  call.map.runs = std::max<int64_t>(1, std::min({kBackwardCtas / n.K, tiles, parameter_grads ? room : tiles}));
+  const int64_t runs = call.backward_runs(units_at_once);
+  call.map.runs = std::max<int64_t>(1, parameter_grads ? std::min(runs, room) : runs);
   at::Tensor partials;
   if (parameter_grads) {
     partials = at::zeros({n.K * call.map.runs, size}, call.w1.options());
@@ -150,7 +169,7 @@ Gradients run_backward(Call<S, T>& call, const at::Tensor& dy, bool input_grad, 
   call.for_each_chunk(units_at_once, [&](int64_t units, int64_t at) {
     call.transforms.forward(x + at, call.map.X, units);
     call.transforms.forward(from + at, call.map.G, units);
-    launch_map(call.map, true, call.transforms.stream());
+    call.launch(true);
     if (input_grad) call.transforms.inverse(call.map.G, from + at, out + at, units);
   });
 
@@ -203,7 +222,8 @@ at::Tensor forward(const at::Tensor& x,   // [B, C, H, W]
   check_limits(name, n);
   const c10::cuda::CUDAGuard guard(x.device());
   return with_types(name, x.scalar_type(), [&](auto s, auto t) {
-    Call<decltype(s), decltype(t)> call(n, x, w1, b1, w2, b2, sparsity_threshold, activation_named(name, activation));
+    Call<decltype(s), decltype(t)> call(n, x, w1, b1, w2, b2, sparsity_threshold, activation_named(name, activation),
+                                        false);
     return run_forward(call);
   });
 }
@@ -221,7 +241,8 @@ Gradients backward(const at::Tensor& dy,  // [B, C, H, W]
   check_limits(name, n);
   const c10::cuda::CUDAGuard guard(x.device());
   return with_types(name, x.scalar_type(), [&](auto s, auto t) {
-    Call<decltype(s), decltype(t)> call(n, x, w1, b1, w2, b2, sparsity_threshold, activation_named(name, activation));
+    Call<decltype(s), decltype(t)> call(n, x, w1, b1, w2, b2, sparsity_threshold, activation_named(name, activation),
+                                        true);
     return run_backward(call, dy.contiguous(), input_grad, parameter_grads);
   });
 }

@@ -1,7 +1,8 @@
 // The spectral map on a CUDA device, between two cuFFT transforms: forward and vector-Jacobian product, in place.
 //
 // A CTA takes the channels of one block at a tile of frequencies and keeps them in shared memory through both layers; a
-// thread computes `kOuts` channels at two frequencies. Every size is exact: no channel is padded in memory.
+// thread computes `kOuts` channels at two frequencies. Every size is exact: no channel is padded in memory. This is the
+// plain FMA form, of float64 and of the sizes that the tensor cores do not take, see mma_quads in spectral_map_mma.cuh.
 //
 // The masked spectrum is not Hermitian in the columns w = 0 and w = W/2, since the mask treats real and imaginary part
 // apart. The definition (a complex inverse along H, then one along W that ignores what should not be there) keeps the

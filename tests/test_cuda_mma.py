@@ -1,0 +1,192 @@
+"""The tensor-core kernels' own text, run on the host by csrc/cuda/emulator.h, against float64 and the same bounds."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from affnet_kernels.spec import ACTIVATIONS
+from tests.helpers import SHAPES, Shape, make_case, stored_case, stored_case_names
+from tests.test_cuda_emulated import CLEAN, ROOT, Options, assert_right, build, emulate, is_right, mutated, pointer
+
+QUADS = (2, 3, 4, 5, 6, 8, 10)
+SMALL = Shape(2, 18, 5, 9, 2)  # an odd number of quads, the last one of one channel; several tiles of a CTA
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    target = tmp_path_factory.mktemp("emulated") / "mma.so"
+    library = build(ROOT / "csrc", target, "-O1", "emulated_mma.cpp")
+    library.runs_of_block.restype = ctypes.c_int64
+    library.quotient.restype = ctypes.c_uint32
+    return library
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shape(kernels: ctypes.CDLL, name: str) -> None:
+    case = make_case(SHAPES[name])
+    assert_right(emulate(kernels, case), case)
+
+
+@pytest.mark.parametrize("name", stored_case_names())
+def test_stored_case(kernels: ctypes.CDLL, name: str) -> None:
+    case = stored_case(name)
+    assert_right(emulate(kernels, case), case)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", ["odd width", "hidden twice the block"])
+def test_activation(kernels: ctypes.CDLL, name: str, activation: str) -> None:
+    case = make_case(SHAPES[name], activation=activation)
+    assert_right(emulate(kernels, case), case)
+
+
+@pytest.mark.parametrize("quads", QUADS)
+@pytest.mark.parametrize("name", ["odd both", "two by two: DC and Nyquist only", "one channel a block", "a column"])
+def test_every_instance(kernels: ctypes.CDLL, name: str, quads: int) -> None:
+    """With most of its quads empty, too."""
+    case = make_case(SHAPES[name])
+    assert_right(emulate(kernels, case, Options(tile=quads)), case)
+
+
+@pytest.mark.parametrize("units", [1, 3, 5])
+@pytest.mark.parametrize("runs", [1, 7])
+def test_chunks_and_runs(kernels: ctypes.CDLL, units: int, runs: int) -> None:
+    for case in (make_case(SHAPES["odd height"]), make_case(SMALL)):
+        assert_right(emulate(kernels, case, Options(units_at_once=units, runs=runs)), case)
+
+
+def test_groups_of_gradients(kernels: ctypes.CDLL) -> None:
+    case = make_case(SHAPES["odd width"])
+    both = emulate(kernels, case)
+    without_input = emulate(kernels, case, Options(input_grad=False))
+    without_parameters = emulate(kernels, case, Options(parameter_grads=False))
+    for got, expected in zip(without_input.gradients[1:], both.gradients[1:], strict=True):
+        assert np.array_equal(got, expected)
+    assert np.array_equal(without_parameters.gradients[0], both.gradients[0])
+    assert not any(gradient.any() for gradient in without_parameters.gradients[1:])
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001])
+def test_any_nan_stays_one(kernels: ctypes.CDLL, bits: int) -> None:
+    """Whatever its bits are when a number is split in two; and it stays in its block."""
+    case = make_case(Shape(1, 12, 4, 6, 2))
+    w1 = case.tensors[1].clone()
+    w1[0, 0, 0, 0] = torch.tensor(bits).to(torch.int32).view(torch.float32)
+    answer = emulate(kernels, case._replace(tensors=(case.tensors[0], w1, *case.tensors[2:])))
+    assert np.isnan(answer.y[:, :6]).all()
+    assert np.isfinite(answer.y[:, 6:]).all()
+    dx, _, _, dw2, _ = answer.gradients  # the others hold it by a gate alone, which lets a NaN through
+    assert np.isnan(dx[:, :6]).all()
+    assert np.isnan(dw2[:, 0, 0]).all()
+    for gradient in answer.gradients[1:]:
+        assert np.isfinite(gradient[:, 1]).all()
+
+
+def test_layout_of_a_product(kernels: ctypes.CDLL) -> None:
+    """Fragments as the PTX manual has them, against a plain matrix product; operands are cut to TF32."""
+    generator = np.random.default_rng(0)
+    a, b, c = (generator.integers(-1000, 1000, size).astype(np.float32) for size in ((16, 8), (8, 8), (16, 8)))
+    expected = a @ b + c
+    assert kernels.run_product(pointer(a), pointer(b), pointer(c)).decode().startswith(CLEAN)
+    assert np.array_equal(c, expected)
+    a[:], b[:], c[:] = 1 + 2**-10 + 2**-11, 1, 0
+    kernels.run_product(pointer(a), pointer(b), pointer(c))
+    assert (c == 8 * (1 + 2**-10)).all()
+    a[:], b[:], c[:] = 2**-10, -(2**-20), 1
+    kernels.run_product(pointer(a), pointer(b), pointer(c))
+    assert (c == 1 - 2**-24).all(), "sums are rounded towards zero"
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_every_size_has_a_launch(kernels: ctypes.CDLL, backward: bool) -> None:
+    """Enough channels, and shared memory that every target has; or plain FMA."""
+    facts = (ctypes.c_int * 3)()
+    for D in range(1, 129):
+        for Dh in range(1, 129):
+            kernels.mma_facts(D, Dh, ctypes.c_bool(backward), facts)
+            quads, threads, shared_bytes = facts
+            assert (quads > 0) == (4 < max(D, Dh) <= (32 if backward else 40))
+            if quads > 0:
+                assert quads in QUADS
+                assert 4 * quads >= max(D, Dh)
+                assert threads <= 256
+                assert shared_bytes <= 99 * 1024
+
+
+def test_runs(kernels: ctypes.CDLL) -> None:
+    """Never more than asked for, and each has work, as much as the next but for the last ones."""
+    for tiles in (0, 1, 5, 66, 67, 1000, 12345, 2**40):
+        for K in (1, 3, 8, 1000):
+            for ctas in (1, 3, 8):
+                runs = kernels.runs_of_block(ctypes.c_int64(tiles), K, ctas)
+                assert 1 <= runs <= max(1, 132 * ctas // K)
+                assert runs == 1 or (runs - 1) * -(-tiles // runs) < tiles
+
+
+def test_division(kernels: ctypes.CDLL) -> None:
+    generator = np.random.default_rng(0)
+    for divisor in (1, 2, 3, 7, 15, 16, 17, 480, 992, 65535, 2**20 + 1, 2**30 - 1, 2**30):
+        numbers = [0, 1, divisor - 1, divisor, 2**31 - 1, *(generator.integers(0, 2**31, 200))]
+        numbers += [multiple * divisor - 1 for multiple in (1, 2, (2**31 - 1) // divisor)]
+        for n in map(int, numbers):
+            assert kernels.quotient(ctypes.c_uint32(n), ctypes.c_uint32(divisor)) == n // divisor
+
+
+@pytest.mark.parametrize("name", ["shipped, D=13", "shipped, D=24"])
+def test_bank_conflicts(kernels: ctypes.CDLL, name: str) -> None:
+    """None worth a count: weights are read by broadcast, and the operands of gradients with a stride made for it."""
+    answer = emulate(kernels, make_case(SHAPES[name]), count_banks=True)
+    for report in answer.reports[:2]:
+        numbers = dict(word.split("=") for word in report.split(";")[0].split())
+        assert int(numbers["wavefronts"]) <= 1.1 * int(numbers["ideal"]), report
+
+
+MUTATIONS: dict[str, tuple[str, str, str]] = {  # what, text, replaced by
+    "rows of a left operand": ("q.row[0].re, q.row[1].re,", "q.row[1].re, q.row[0].re,", "mma.cuh"),
+    "a product of three left out": ("  mma_tf32(step, a.lo, b.hi);\n", "", "mma.cuh"),
+    "sign of a weight's imaginary part": ("imaginary ? w.hi.re : -w.hi.im", "imaginary ? w.hi.re : w.hi.im", "mma.cuh"),
+    "lanes of the adjoint": ("offset(j, q, lane.g / 2, lane.t)", "offset(j, q, lane.t, lane.g / 2)", "mma.cuh"),
+    "no barrier after weights are staged": (
+        "layers.stage(a, k);\n  barrier();",
+        "layers.stage(a, k);",
+        "spectral_map_mma.cuh",
+    ),
+    "symmetry of the special columns": ("special ? -scale : scale", "scale", "spectral_map_mma.cuh"),
+    "the next unit of a block": ("int64_t{unit} * a.K)", "int64_t{unit})", "spectral_map_mma.cuh"),
+    "no barrier between tiles": (
+        "  if (parameter_grads) barrier();  // the operands",
+        "  // the operands",
+        "spectral_map_vjp_mma.cuh",
+    ),
+    "no barrier before a weight gradient": (
+        "barrier();\n    sums.first.add",
+        "sums.first.add",
+        "spectral_map_vjp_mma.cuh",
+    ),
+    "no barrier between weight gradients": ("barrier();  // the second", "// the second", "spectral_map_vjp_mma.cuh"),
+    "no barrier between parts": (
+        "    }\n    barrier();\n    if (warp >= kOctets) return;",
+        "    }\n    if (warp >= kOctets) return;",
+        "spectral_map_vjp_mma.cuh",
+    ),
+    "sign of a weight's gradient": ("d.im, d.im, -d.re", "d.im, d.im, d.re", "spectral_map_vjp_mma.cuh"),
+    "weight of the special columns": ("{{d.row[0], {0.f, 0.f}}}", "{{d.row[0], d.row[1]}}", "spectral_map_vjp_mma.cuh"),
+    "padding that nobody wrote": ("kQuads % 2 == 1", "false", "spectral_map_vjp_mma.cuh"),
+}
+
+
+@pytest.mark.parametrize("what", MUTATIONS)
+def test_a_mutation_is_caught(tmp_path: Path, what: str) -> None:
+    """Each bug, seeded into a copy of the kernels, is found by a report or by a wrong answer."""
+    source = mutated(tmp_path, *MUTATIONS[what])
+    library = build(source, tmp_path / "mma.so", "-O0", "emulated_mma.cpp", ("-DAFFNET_QUADS=3",))
+    case = make_case(SMALL)
+    assert not is_right(emulate(library, case, Options(runs=1)), case)
