@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,6 +65,22 @@ def fast_matmul() -> Iterator[None]:
     torch.backends.cuda.matmul.fp32_precision = before
 
 
+@pytest.fixture
+def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products as tensor cores sum them: 16 at a time, exactly, and then towards zero (arXiv 2203.03341)."""
+    from triton.runtime import interpreter
+
+    def create_dot(self, a, b, d, *_):
+        total = d.data
+        for k in range(0, a.data.shape[1], 16):
+            exact = total + a.data[:, k : k + 16].astype(np.float64) @ b.data[k : k + 16].astype(np.float64)
+            nearest = exact.astype(np.float32)
+            total = np.where(abs(nearest) > abs(exact), np.nextafter(nearest, np.float32(0)), nearest)
+        return interpreter.TensorHandle(total, d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
 @needs_interpreter
 @pytest.mark.parametrize("name", stored_case_names())
 def test_stored_case(name: str, launches: list[str]) -> None:
@@ -84,6 +101,19 @@ def test_shape(name: str) -> None:
     y, gradients = call(case, "triton", gradients=True)
     assert_forward(y, case)
     assert_gradients(gradients, case)
+
+
+@needs_interpreter
+@pytest.mark.parametrize(
+    "shape", [Shape(1, 64, 8, 8, 1), Shape(1, 40, 8, 8, 1), Shape(1, 32, 16, 16, 1), Shape(1, 16, 32, 32, 1)]
+)
+def test_sums_that_round_towards_zero(shape: Shape, tensor_cores: None) -> None:
+    """The longest sums there are: each of them shrinks a little."""
+    case = make_case(shape)
+    y, gradients = call(case, "triton", gradients=True)
+    assert_forward(y, case)
+    assert_gradients(gradients, case)
+    assert branch_error(y, case) > 4e-7  # they do shrink: exact sums err by 3e-7
 
 
 def spec_of(row: backend.Row, table: tuple[backend.Row, ...]) -> MixerSpec:

@@ -96,7 +96,7 @@ FORWARD = (
     Row(32, 9, 16, 32, 1, 0, 0, 8, 0, 68, 0, "as with 16 bits"),
     Row(32, 8, 16, 32, 1, 8, 64, 4, 3, 32, 8, "as with 16 bits"),
     Row(32, 8, 32, 8, 1, 8, 128, 4, 2, 48, 160, "staged in one piece; the spill is compute capability 8's and 10's"),
-    Row(32, 8, 32, 16, 1, 4, 128, 4, 3, 32, 0, "as with 16 bits"),
+    Row(32, 8, 32, 16, 1, 4, 128, 4, 3, 33, 0, "as with 16 bits"),
     Row(32, 8, 32, 32, 1, 4, 64, 4, 3, 32, 56, "fewer frequencies, or it would spill; what does is capability 10's"),
     Row(32, 8, 32, 64, 1, 4, 32, 8, 1, 80, 176, "as above"),
 )
