@@ -31,6 +31,8 @@ inline constexpr int kVecBytes = 16;
 inline constexpr int kTileOutputs = 4;
 #endif
 
+constexpr ptrdiff_t round_up(ptrdiff_t value, ptrdiff_t to) { return (value + to - 1) / to * to; }
+
 // f(0), f(1), ... f(N - 1) with compile-time arguments.
 template <int N, typename F>
 AFFNET_INLINE void unroll(F&& f) {
@@ -70,12 +72,10 @@ struct Vec {
         AFFNET_LAMBDA { raw = Raw{((void)I, value)...}; }(std::make_integer_sequence<int, kLanes>{});
   }
 
-  static AFFNET_INLINE Vec load(const T* p) {
-    Vec v;
-    __builtin_memcpy(&v.raw, p, sizeof(Raw));
-    return v;
-  }
-  AFFNET_INLINE void store(T* p) const { __builtin_memcpy(p, &raw, sizeof(Raw)); }
+  // Through an unaligned vector type, not memcpy: GCC takes arrays that are filled by memcpy through the stack.
+  typedef Raw Unaligned __attribute__((aligned(alignof(T)), may_alias));
+  static AFFNET_INLINE Vec load(const T* p) { return Vec(Raw(*reinterpret_cast<const Unaligned*>(p))); }
+  AFFNET_INLINE void store(T* p) const { *reinterpret_cast<Unaligned*>(p) = raw; }
 
   friend AFFNET_INLINE Vec operator+(Vec a, Vec b) { return a.raw + b.raw; }
   friend AFFNET_INLINE Vec operator-(Vec a, Vec b) { return a.raw - b.raw; }
@@ -97,6 +97,15 @@ struct Mask {
 template <typename T>
 AFFNET_INLINE Vec<T> select(Mask<T> mask, Vec<T> a, Vec<T> b) {
   return Vec<T>(mask.bits ? a.raw : b.raw);
+}
+
+// v, which the compiler may not load anew wherever it is used.
+template <typename T>
+AFFNET_INLINE Vec<T> pinned(Vec<T> v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v.raw));
+#endif
+  return v;
 }
 
 // The first `count` <= kLanes elements at p; the other lanes are zero.
