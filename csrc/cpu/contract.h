@@ -4,6 +4,7 @@
 // t + x_re * (w_im - w_re). The sums and differences of a weight are made once for a block, those of x on the way.
 #pragma once
 
+#include "planes.h"
 #include "vec.h"
 
 namespace affnet::AFFNET_CAPABILITY {
@@ -49,7 +50,7 @@ enum class Product { kForward, kAdjoint };
 // becomes of it happens here, in registers, for each trip through memory costs as much as ten or twenty inputs.
 template <int N, Product kProduct, typename T, typename Finish>
 __attribute__((noinline)) void contract_tile(Channels<const T> x, int inputs, const Weight<T>& w, Bias<T> bias,
-                                             int first, int vectors, Finish finish) {
+                                             int first, int vectors, Finish finish, Prefetcher& prefetcher) {
   constexpr bool kAdjoint = kProduct == Product::kAdjoint;
   using V = Vec<T>;
   const ptrdiff_t input_stride = kAdjoint ? 1 : w.outputs, output_stride = kAdjoint ? w.outputs : 1;
@@ -74,22 +75,27 @@ __attribute__((noinline)) void contract_tile(Channels<const T> x, int inputs, co
     }
     unroll<N>([&](auto o)
                   AFFNET_LAMBDA { finish(first + o, v * V::kLanes, both[o] + with_im[o], both[o] + with_re[o]); });
+    prefetcher.advance();
     x = x + V::kLanes;
   }
 }
 
+constexpr int contraction_tiles(int outputs) { return (outputs + kTileOutputs - 1) / kTileOutputs; }
+
 // For some vectors of frequencies: so many at once that a tile's weights are read from memory less often, and so few
 // that x and what comes of it stay in the first cache.
 template <Product kProduct, typename T, typename Finish>
-AFFNET_INLINE void contract(Channels<const T> x, const Weight<T>& w, Bias<T> bias, int vectors, const Finish& finish) {
+AFFNET_INLINE void contract(Channels<const T> x, const Weight<T>& w, Bias<T> bias, int vectors, const Finish& finish,
+                            Prefetcher& prefetcher) {
   constexpr bool kAdjoint = kProduct == Product::kAdjoint;
   const int inputs = kAdjoint ? w.outputs : w.inputs, outputs = kAdjoint ? w.inputs : w.outputs;
-  const int tiles = (outputs + kTileOutputs - 1) / kTileOutputs;
+  const int tiles = contraction_tiles(outputs);
   int first = 0;
   for (int tile = 0; tile < tiles; ++tile) {
     const int count = (outputs - first + tiles - tile - 1) / (tiles - tile);  // tiles of equal size, or one less
-    const auto run = [&](auto n)
-                         AFFNET_LAMBDA { contract_tile<n, kProduct>(x, inputs, w, bias, first, vectors, finish); };
+    const auto run = [&](auto n) AFFNET_LAMBDA {
+      contract_tile<n, kProduct>(x, inputs, w, bias, first, vectors, finish, prefetcher);
+    };
     switch (count) {
       case 1:
         run(std::integral_constant<int, 1>{});

@@ -99,13 +99,14 @@ AFFNET_INLINE void each_channel(int count, ptrdiff_t values, int lanes, F&& f) {
 // to = act(w1^T X + b1). An activation that is not cheap is a pass of its own, over pre-activations in P1.
 template <Activation kActivation, typename T>
 AFFNET_INLINE void first_layer(const Block<T>& block, Channels<const T> X, Channels<T> P1, Channels<T> to,
-                               ptrdiff_t values) {
+                               ptrdiff_t values, Prefetcher& prefetcher) {
   using V = Vec<T>;
   const int vectors = static_cast<int>(values / V::kLanes);
   if constexpr (is_cheap(kActivation)) {
-    contract<Product::kForward>(X, block.w1, block.b1, vectors, StoreActivated<kActivation, T>{to});
+    contract<Product::kForward>(X, block.w1, block.b1, vectors, StoreActivated<kActivation, T>{to}, prefetcher);
   } else {
-    contract<Product::kForward>(X, block.w1, block.b1, vectors, StoreActivated<Activation::kIdentity, T>{P1});
+    contract<Product::kForward>(X, block.w1, block.b1, vectors, StoreActivated<Activation::kIdentity, T>{P1},
+                                prefetcher);
     each_channel(block.w1.outputs, values, V::kLanes, [&](int o, ptrdiff_t v) AFFNET_LAMBDA {
       const ptrdiff_t from = o * P1.stride + v;
       StoreActivated<kActivation, T>{to}(o, v, V::load(P1.re + from), V::load(P1.im + from));
@@ -120,14 +121,13 @@ void spectral_map(const Call<T>& call, const Geometry<T>& g, const Block<T>& blo
   constexpr int kLanes = Vec<T>::kLanes;
   const Channels<T> hidden = interleaved(scratch.hidden, scratch.step);
   const ptrdiff_t slots = round_up(g.slots, kLanes);
-  prefetcher.divide(slots / scratch.step + 1);
+  prefetcher.divide(slots / kLanes * (contraction_tiles(call.hidden) + contraction_tiles(call.size)));
   for (ptrdiff_t slot = 0; slot < slots; slot += scratch.step) {
     const ptrdiff_t values = slots - slot < scratch.step ? slots - slot : scratch.step;
     const Channels<T> X = interleaved(scratch.X, g.slot_stride) + slot;
-    prefetcher.advance();
-    first_layer<kActivation>(block, read(X), hidden, hidden, values);
+    first_layer<kActivation>(block, read(X), hidden, hidden, values, prefetcher);
     contract<Product::kForward>(read(hidden), block.w2, block.b2, static_cast<int>(values / kLanes),
-                                MultiplyByMask<T>{X, call.threshold});
+                                MultiplyByMask<T>{X, call.threshold}, prefetcher);
   }
 }
 
@@ -145,23 +145,23 @@ void spectral_map_vjp(const Call<T>& call, const Block<T>& block, Channels<const
     const Channels<T> dP2 = interleaved(scratch.dP2, scratch.block) + slot;
     const Channels<const T> X = all_X + slot;
     const Channels<T> G = all_G + slot;
-    prefetcher.advance();
 
-    first_layer<kActivation>(block, X, P1, O1, values);
-    contract<Product::kForward>(read(O1), block.w2, block.b2, vectors, MultiplyByMaskVjp<T>{X, G, dP2, call.threshold});
+    first_layer<kActivation>(block, X, P1, O1, values, prefetcher);
+    contract<Product::kForward>(read(O1), block.w2, block.b2, vectors, MultiplyByMaskVjp<T>{X, G, dP2, call.threshold},
+                                prefetcher);
     if constexpr (is_cheap(kActivation)) {
       contract<Product::kAdjoint>(read(dP2), block.w2, Bias<T>{}, vectors,
-                                  StoreActivatedVjp<kActivation, T>{read(O1), dP1});
+                                  StoreActivatedVjp<kActivation, T>{read(O1), dP1}, prefetcher);
     } else {
       contract<Product::kAdjoint>(read(dP2), block.w2, Bias<T>{}, vectors,
-                                  StoreActivated<Activation::kIdentity, T>{dP1});
+                                  StoreActivated<Activation::kIdentity, T>{dP1}, prefetcher);
       each_channel(call.hidden, values, V::kLanes, [&](int o, ptrdiff_t v) AFFNET_LAMBDA {
         const ptrdiff_t at = o * dP1.stride + v;
         StoreActivatedVjp<kActivation, T>{read(P1), dP1}(o, v, V::load(dP1.re + at), V::load(dP1.im + at));
       });
     }
     if (call.input_grad) {
-      contract<Product::kAdjoint>(read(dP1), block.w1, Bias<T>{}, vectors, Accumulate<T>{G});
+      contract<Product::kAdjoint>(read(dP1), block.w1, Bias<T>{}, vectors, Accumulate<T>{G}, prefetcher);
     }
   }
 }

@@ -81,8 +81,8 @@ bool backward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile,
   if (call.input_grad) prefetch<T>(call, tile, call.out, prefetcher);
   prefetch<T>(call, next, call.x, prefetcher);
   prefetch<T>(call, next, call.dy, prefetcher);
-  const ptrdiff_t slots = round_up(g.slots, kLanes), steps = slots / scratch.step + 1;
-  prefetcher.divide(steps);
+  const ptrdiff_t slots = round_up(g.slots, kLanes);
+  prefetcher.divide(slots / kLanes * 2 * (contraction_tiles(call.hidden) + contraction_tiles(call.size)));
   const ptrdiff_t blocks = (slots + kMostBlockSlots - 1) / kMostBlockSlots;
   const ptrdiff_t block_slots = round_up((slots + blocks - 1) / blocks, kLanes);
   for (ptrdiff_t slot = 0; slot < slots; slot += block_slots) {
