@@ -59,7 +59,7 @@ AFFNET_INLINE constexpr int block_start(int i, int count, int lanes) {
 }
 AFFNET_INLINE constexpr int blocks_of(int count, int lanes) { return (count + lanes - 1) / lanes; }
 
-// Columns of x to rows of the spectrum, times 2.
+// Columns of x to rows of the spectrum, times 2 but for the real rows, which share a complex one.
 template <int N, Access kAccess, typename T>
 __attribute__((noinline)) void columns_to_rows(const Geometry<T>& g, const Columns<const T>& x,
                                                const TransformScratch<T>& scratch) {
@@ -80,12 +80,8 @@ __attribute__((noinline)) void columns_to_rows(const Geometry<T>& g, const Colum
     // The first of each pair is stored first: lanes of it beyond the last pair lie where the second comes to lie.
     T* const first = scratch.rows + j;
     T* const second = first + g.pairs;
-    (z.re[0] + z.re[0]).store(first);
-    (z.im[0] + z.im[0]).store(second);
-    if (even) {
-      (z.re[height / 2] + z.re[height / 2]).store(first + part);
-      (z.im[height / 2] + z.im[height / 2]).store(second + part);
-    }
+    z.re[0].store(first), z.im[0].store(second);
+    if (even) z.re[height / 2].store(first + part), z.im[height / 2].store(second + part);
     loop<N ? (N - 1) / 2 : 0>(half, [&](auto i) AFFNET_LAMBDA {
       const int k = i + 1;
       const V re = z.re[k], im = z.im[k], mirror_re = z.re[height - k], mirror_im = z.im[height - k];
@@ -178,7 +174,7 @@ __attribute__((noinline)) void rows_to_slots(const Geometry<T>& g, T* slots, boo
                                              const TransformScratch<T>& scratch) {
   using V = Vec<T>;
   const int width = N ? N : g.width;
-  const V half(T(0.5)), edge(weighted ? T(0.5) : T(1));
+  const V edge(weighted ? T(0.5) : T(1));
   T* const slots_im = slots + g.slot_stride;
   for (int b = 0; b < blocks_of(g.rows, V::kLanes); ++b) {
     const int row = block_start(b, g.rows, V::kLanes);
@@ -191,9 +187,9 @@ __attribute__((noinline)) void rows_to_slots(const Geometry<T>& g, T* slots, boo
     // In the order of memory: lanes beyond the last row are overwritten by the next store.
     loop<N ? N / 2 + 1 : 0>(width / 2 + 1, [&](auto kw) AFFNET_LAMBDA {
       const int mirror = kw == 0 ? 0 : width - kw;
-      const V p_re = z.re[kw], p_im = z.im[kw], q_re = z.re[mirror], q_im = -z.im[mirror];
-      V a_re = select(shared, (p_re + q_re) * half, p_re), a_im = select(shared, (p_im + q_im) * half, p_im);
-      V b_re = select(shared, (p_im - q_im) * half, q_re), b_im = select(shared, (q_re - p_re) * half, q_im);
+      const V p_re = z.re[kw], p_im = z.im[kw], q_re = z.re[mirror], q_im = z.im[mirror];
+      V a_re = select(shared, p_re + q_re, p_re), a_im = select(shared, p_im - q_im, p_im);
+      V b_re = select(shared, p_im + q_im, q_re), b_im = select(shared, q_re - p_re, -q_im);
       if (hermitian_weight(kw, width) == 1) {
         a_re = a_re * edge, a_im = a_im * edge, b_re = b_re * edge, b_im = b_im * edge;
       }
