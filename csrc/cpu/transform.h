@@ -23,32 +23,86 @@ AFFNET_INLINE void loop(int count, F&& f) {
   }
 }
 
-// A complex signal of N vectors in registers and on the stack; N = 0: of any length, in scratch memory.
+// Transforms of N vectors; N = 0: of any length, in scratch memory. Where both sides are spectra of real signals their
+// frequencies k and N - k are dealt with together: pair(k, ...) is called for 0 <= k <= N / 2, with references to both,
+// which are the same for k = 0 and k = N / 2.
 template <int N, typename T>
 struct Workspace {
-  Vec<T> re[N], im[N];
+  using V = Vec<T>;
+  const V one = pinned(V(T(1)));
   AFFNET_INLINE explicit Workspace(const TransformScratch<T>&) {}
-  AFFNET_INLINE Signal<T> signal() { return {re, im}; }
-  AFFNET_INLINE Signal<T> transform(const FftPlan<T>&) {
-    dft<N>(re, im);
-    return {re, im};
+
+  // in(n, re, im) sets an input.
+  template <typename In, typename Pair>
+  AFFNET_INLINE void transform(const FftPlan<T>&, In&& in, Pair&& pair) {
+    constexpr Order<N> order;
+    V all_re[N], all_im[N];
+    dft<N>(one, in, [&](auto k, V re, V im) AFFNET_LAMBDA {
+      all_re[k] = re, all_im[k] = im;
+      constexpr int mirror = (N - k) % N, low = k < mirror ? k : mirror, high = k < mirror ? mirror : k;
+      if constexpr (order.rank[mirror] <= order.rank[k]) {
+        pair(std::integral_constant<int, low>{}, all_re[low], all_im[low], all_re[high], all_im[high]);
+      }
+    });
   }
-  AFFNET_INLINE Signal<T> inverse(const FftPlan<T>&) {
-    dft<N>(im, re);
-    return {re, im};
+
+  // out(k, re, im) takes an output.
+  template <typename Pair, typename Out>
+  AFFNET_INLINE void inverse(const FftPlan<T>&, Pair&& pair, Out&& out) {
+    dft<N>(
+        one,
+        [&](auto n, V& im, V& re) AFFNET_LAMBDA {
+          constexpr int low = 2 * n <= N ? n : N - n;
+          V other_re, other_im;
+          if constexpr (low == n) {
+            pair(std::integral_constant<int, low>{}, re, im, other_re, other_im);
+          } else {
+            pair(std::integral_constant<int, low>{}, other_re, other_im, re, im);
+          }
+        },
+        [&](auto k, V im, V re) AFFNET_LAMBDA { out(k, re, im); });
   }
 };
 
 template <typename T>
 struct Workspace<0, T> {
-  Vec<T>* const* fft_buffers;
-  explicit Workspace(const TransformScratch<T>& scratch) : fft_buffers(scratch.fft) {}
-  Signal<T> signal() { return {fft_buffers[0], fft_buffers[1]}; }
-  Signal<T> transform(const FftPlan<T>& plan) { return fft(plan, signal(), {fft_buffers[2], fft_buffers[3]}); }
-  Signal<T> inverse(const FftPlan<T>& plan) {
-    const Signal<T> z = fft(plan, {fft_buffers[1], fft_buffers[0]}, {fft_buffers[2], fft_buffers[3]});
-    return {z.im, z.re};
+  using V = Vec<T>;
+  Signal<T> data, work;
+  explicit Workspace(const TransformScratch<T>& scratch)
+      : data{scratch.fft[0], scratch.fft[1]}, work{scratch.fft[2], scratch.fft[3]} {}
+
+  template <typename In, typename Pair>
+  void transform(const FftPlan<T>& plan, In&& in, Pair&& pair) {
+    for (int n = 0; n < plan.length; ++n) in(n, data.re[n], data.im[n]);
+    each_pair(plan.length, fft(plan, data, work), pair);
   }
+
+  template <typename Pair, typename Out>
+  void inverse(const FftPlan<T>& plan, Pair&& pair, Out&& out) {
+    each_pair(plan.length, data, pair);
+    const Signal<T> z = fft(plan, {data.im, data.re}, work);
+    for (int k = 0; k < plan.length; ++k) out(k, z.im[k], z.re[k]);
+  }
+
+  template <typename Pair>
+  static AFFNET_INLINE void each_pair(int length, Signal<T> z, Pair&& pair) {
+    for (int k = 0; 2 * k <= length; ++k) {
+      const int mirror = k == 0 ? 0 : length - k;
+      pair(k, z.re[k], z.im[k], z.re[mirror], z.im[mirror]);
+    }
+  }
+};
+
+// N complex vectors; N = 0: the workspace's.
+template <int N, typename T>
+struct Buffer {
+  Vec<T> re[N], im[N];
+  AFFNET_INLINE explicit Buffer(const TransformScratch<T>&) {}
+};
+template <typename T>
+struct Buffer<0, T> {
+  Vec<T>*re, *im;
+  explicit Buffer(const TransformScratch<T>& scratch) : re(scratch.fft[0]), im(scratch.fft[1]) {}
 };
 
 // Where block `i` of `lanes` starts among `count` lanes: the last block is moved back to end with them, and repeats
@@ -64,32 +118,33 @@ template <int N, Access kAccess, typename T>
 __attribute__((noinline)) void columns_to_rows(const Geometry<T>& g, const Columns<const T>& x,
                                                const TransformScratch<T>& scratch) {
   using V = Vec<T>;
-  const int height = N ? N : g.height, half = (height - 1) / 2;
-  const bool even = height % 2 == 0;
+  const int height = N ? N : g.height;
   const ptrdiff_t part = g.row_stride;
   for (int b = 0; b < blocks_of(g.pairs, V::kLanes); ++b) {
     const int j = block_start(b, g.pairs, V::kLanes);
-    Workspace<N, T> work(scratch);
-    Signal<T> z = work.signal();
     const ptrdiff_t offset = kAccess == Access::kWhole ? j : b * x.block_step;
-    loop<N>(height, [&](auto h) AFFNET_LAMBDA {
-      z.re[h] = load_columns<kAccess>(x, x.first + h * x.stride + offset);
-      z.im[h] = load_columns<kAccess>(x, x.second + h * x.stride + offset);
-    });
-    z = work.transform(g.column_fft);
-    // The first of each pair is stored first: lanes of it beyond the last pair lie where the second comes to lie.
+    // The first of each pair of columns is stored first: lanes of it beyond the last pair lie where the second comes to
+    // lie.
     T* const first = scratch.rows + j;
     T* const second = first + g.pairs;
-    z.re[0].store(first), z.im[0].store(second);
-    if (even) z.re[height / 2].store(first + part), z.im[height / 2].store(second + part);
-    loop<N ? (N - 1) / 2 : 0>(half, [&](auto i) AFFNET_LAMBDA {
-      const int k = i + 1;
-      const V re = z.re[k], im = z.im[k], mirror_re = z.re[height - k], mirror_im = z.im[height - k];
-      (re + mirror_re).store(first + 2 * k * part);
-      (im - mirror_im).store(first + (2 * k + 1) * part);
-      (im + mirror_im).store(second + 2 * k * part);
-      (mirror_re - re).store(second + (2 * k + 1) * part);
-    });
+    Workspace<N, T>(scratch).transform(
+        g.column_fft,
+        [&](auto h, V& re, V& im) AFFNET_LAMBDA {
+          re = load_columns<kAccess>(x, x.first + h * x.stride + offset);
+          im = load_columns<kAccess>(x, x.second + h * x.stride + offset);
+        },
+        [&](auto k, V re, V im, V mirror_re, V mirror_im) AFFNET_LAMBDA {
+          if (hermitian_weight(k, height) == 1) {
+            const ptrdiff_t row = k == 0 ? 0 : part;
+            re.store(first + row), im.store(second + row);
+          } else {
+            const ptrdiff_t row = 2 * k * part;
+            (re + mirror_re).store(first + row);
+            (im - mirror_im).store(first + row + part);
+            (im + mirror_im).store(second + row);
+            (mirror_re - re).store(second + row + part);
+          }
+        });
   }
 }
 
@@ -99,39 +154,38 @@ template <int N, Access kAccess, typename T>
 __attribute__((noinline)) void rows_to_columns(const Geometry<T>& g, const Columns<T>& y, const Columns<const T>& x,
                                                T scale, Vec<T>& finite, const TransformScratch<T>& scratch) {
   using V = Vec<T>;
-  const int height = N ? N : g.height, half = (height - 1) / 2;
-  const bool even = height % 2 == 0;
+  const int height = N ? N : g.height;
   const ptrdiff_t part = g.row_stride;
   for (int b = 0; b < blocks_of(g.pairs, V::kLanes); ++b) {
     const int j = block_start(b, g.pairs, V::kLanes);
     const T* const first = scratch.rows + j;
     const T* const second = first + g.pairs;
-    Workspace<N, T> work(scratch);
-    Signal<T> z = work.signal();
-    z.re[0] = V::load(first), z.im[0] = V::load(second);
-    if (even) z.re[height / 2] = V::load(first + part), z.im[height / 2] = V::load(second + part);
-    loop<N ? (N - 1) / 2 : 0>(half, [&](auto i) AFFNET_LAMBDA {
-      const int k = i + 1;
-      const V a_re = V::load(first + 2 * k * part), a_im = V::load(first + (2 * k + 1) * part);
-      const V b_re = V::load(second + 2 * k * part), b_im = V::load(second + (2 * k + 1) * part);
-      z.re[k] = a_re - b_im, z.im[k] = a_im + b_re;
-      z.re[height - k] = a_re + b_im, z.im[height - k] = b_re - a_im;
-    });
-    z = work.inverse(g.column_fft);
     const ptrdiff_t offset = kAccess == Access::kWhole ? j : b * y.block_step;
+    const auto rows = [&](auto k, V& re, V& im, V& mirror_re, V& mirror_im) AFFNET_LAMBDA {
+      if (hermitian_weight(k, height) == 1) {
+        const ptrdiff_t row = k == 0 ? 0 : part;
+        re = V::load(first + row), im = V::load(second + row);
+      } else {
+        const ptrdiff_t row = 2 * k * part;
+        const V a_re = V::load(first + row), a_im = V::load(first + row + part);
+        const V b_re = V::load(second + row), b_im = V::load(second + row + part);
+        re = a_re - b_im, im = a_im + b_re;
+        mirror_re = a_re + b_im, mirror_im = b_re - a_im;
+      }
+    };
     if (x.first) {
-      loop<N>(height, [&](auto h) AFFNET_LAMBDA {
+      Workspace<N, T>(scratch).inverse(g.column_fft, rows, [&](auto h, V re, V im) AFFNET_LAMBDA {
         const ptrdiff_t at = h * y.stride + offset;
-        const V re = load_columns<kAccess>(x, x.first + at) + z.re[h] * scale;
-        const V im = load_columns<kAccess>(x, x.second + at) + z.im[h] * scale;
+        re = load_columns<kAccess>(x, x.first + at) + re * scale;
+        im = load_columns<kAccess>(x, x.second + at) + im * scale;
         finite += re * T(0), finite += im * T(0);
         store_columns<kAccess>(y, re, y.first + at);
         store_columns<kAccess>(y, im, y.second + at);
       });
     } else {
-      loop<N>(height, [&](auto h) AFFNET_LAMBDA {
-        (z.re[h] * scale).store(y.first + h * y.stride + offset);
-        (z.im[h] * scale).store(y.second + h * y.stride + offset);
+      Workspace<N, T>(scratch).inverse(g.column_fft, rows, [&](auto h, V re, V im) AFFNET_LAMBDA {
+        (re * scale).store(y.first + h * y.stride + offset);
+        (im * scale).store(y.second + h * y.stride + offset);
       });
     }
   }
@@ -175,31 +229,30 @@ __attribute__((noinline)) void rows_to_slots(const Geometry<T>& g, T* slots, boo
   using V = Vec<T>;
   const int width = N ? N : g.width;
   const V edge(weighted ? T(0.5) : T(1));
-  T* const slots_im = slots + g.slot_stride;
+  const ptrdiff_t rows = g.rows, part = g.slot_stride;
+  const int count = g.rows < V::kLanes ? g.rows : V::kLanes;
   for (int b = 0; b < blocks_of(g.rows, V::kLanes); ++b) {
     const int row = block_start(b, g.rows, V::kLanes);
     const Mask<T> shared = V::load(g.row_shared + row) > V(T(0));
-    Workspace<N, T> work(scratch);
-    Signal<T> z = work.signal();
+    Buffer<N, T> z(scratch);
     gather_rows<N>(z.re, scratch.rows, g.row_re + row, width);
     gather_rows<N>(z.im, scratch.rows, g.row_im + row, width);
-    z = work.transform(g.row_fft);
-    // In the order of memory: lanes beyond the last row are overwritten by the next store.
-    loop<N ? N / 2 + 1 : 0>(width / 2 + 1, [&](auto kw) AFFNET_LAMBDA {
-      const int mirror = kw == 0 ? 0 : width - kw;
-      const V p_re = z.re[kw], p_im = z.im[kw], q_re = z.re[mirror], q_im = z.im[mirror];
-      V a_re = select(shared, p_re + q_re, p_re), a_im = select(shared, p_im - q_im, p_im);
-      V b_re = select(shared, p_im + q_im, q_re), b_im = select(shared, q_re - p_re, -q_im);
-      if (hermitian_weight(kw, width) == 1) {
-        a_re = a_re * edge, a_im = a_im * edge, b_re = b_re * edge, b_im = b_im * edge;
-      }
-      const ptrdiff_t slot = ptrdiff_t{2} * kw * g.rows + row;
-      a_re.store(slots + slot), b_re.store(slots + slot + g.rows);
-      a_im.store(slots_im + slot), b_im.store(slots_im + slot + g.rows);
-    });
+    Workspace<N, T>(scratch).transform(
+        g.row_fft, [&](auto w, V& re, V& im) AFFNET_LAMBDA { re = z.re[w], im = z.im[w]; },
+        [&](auto kw, V p_re, V p_im, V q_re, V q_im) AFFNET_LAMBDA {
+          V a_re = select(shared, p_re + q_re, p_re), a_im = select(shared, p_im - q_im, p_im);
+          V b_re = select(shared, p_im + q_im, q_re), b_im = select(shared, q_re - p_re, -q_im);
+          if (hermitian_weight(kw, width) == 1) {
+            a_re = a_re * edge, a_im = a_im * edge, b_re = b_re * edge, b_im = b_im * edge;
+          }
+          T* const a = slots + kw * 2 * rows + row;
+          T* const b = a + rows;
+          store_first(a_re, a, count), store_first(b_re, b, count);
+          store_first(a_im, a + part, count), store_first(b_im, b + part, count);
+        });
   }
   V(T(0)).store(slots + g.slots);
-  V(T(0)).store(slots_im + g.slots);
+  V(T(0)).store(slots + g.slots + part);
 }
 
 // Slots to rows. DC and Nyquist columns: the mean of Y(kh) and conj Y(-kh), whose inverse along the height is the real
@@ -210,28 +263,27 @@ __attribute__((noinline)) void slots_to_rows(const Geometry<T>& g, const T* slot
   using V = Vec<T>;
   const int width = N ? N : g.width;
   const V edge(weighted ? T(1) : T(0.5)), edge_shared(weighted ? T(2) : T(1));
-  const T* const slots_im = slots + g.slot_stride;
+  const ptrdiff_t rows = g.rows, part = g.slot_stride;
+  const int count = g.rows < V::kLanes ? g.rows : V::kLanes;
   for (int b = 0; b < blocks_of(g.rows, V::kLanes); ++b) {
     const int row = block_start(b, g.rows, V::kLanes);
     const Mask<T> shared = V::load(g.row_shared + row) > V(T(0));
-    Workspace<N, T> work(scratch);
-    Signal<T> z = work.signal();
-    loop<N ? N / 2 + 1 : 0>(width / 2 + 1, [&](auto kw) AFFNET_LAMBDA {
-      const ptrdiff_t slot = ptrdiff_t{2} * kw * g.rows + row;
-      const V a_re = V::load(slots + slot), b_re = V::load(slots + slot + g.rows);
-      const V a_im = V::load(slots_im + slot), b_im = V::load(slots_im + slot + g.rows);
-      if (hermitian_weight(kw, width) == 1) {
-        z.re[kw] = select(shared, a_re * edge_shared, (a_re + b_re) * edge);
-        z.im[kw] = select(shared, b_re * edge_shared, (a_im - b_im) * edge);
-      } else {
-        z.re[kw] = select(shared, a_re - b_im, a_re);
-        z.im[kw] = select(shared, a_im + b_re, a_im);
-        z.re[width - kw] = select(shared, a_re + b_im, b_re);
-        z.im[width - kw] = select(shared, b_re - a_im, -b_im);
-      }
-    });
-    z = work.inverse(g.row_fft);
-    const int count = g.rows - row < V::kLanes ? g.rows - row : V::kLanes;
+    Buffer<N, T> z(scratch);
+    Workspace<N, T>(scratch).inverse(
+        g.row_fft,
+        [&](auto kw, V& re, V& im, V& mirror_re, V& mirror_im) AFFNET_LAMBDA {
+          const T* const a = slots + kw * 2 * rows + row;
+          const T* const b = a + rows;
+          const V a_re = V::load(a), b_re = V::load(b), a_im = V::load(a + part), b_im = V::load(b + part);
+          if (hermitian_weight(kw, width) == 1) {
+            re = select(shared, a_re * edge_shared, (a_re + b_re) * edge);
+            im = select(shared, b_re * edge_shared, (a_im - b_im) * edge);
+          } else {
+            re = select(shared, a_re - b_im, a_re), im = select(shared, a_im + b_re, a_im);
+            mirror_re = select(shared, a_re + b_im, b_re), mirror_im = select(shared, b_re - a_im, -b_im);
+          }
+        },
+        [&](auto w, V re, V im) AFFNET_LAMBDA { z.re[w] = re, z.im[w] = im; });
     scatter_rows<N>(z.re, scratch.rows, g.row_re + row, count, width);
     scatter_rows<N>(z.im, scratch.rows, g.row_im + row, count, width);
   }

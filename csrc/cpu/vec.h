@@ -193,13 +193,13 @@ AFFNET_INLINE void interleave(Vec<T>& a, Vec<T>& b) {
   }(std::make_integer_sequence<int, V::kLanes>{});
 }
 
-// Shuffles that take one instruction without a table of indices, for 16 lanes. In each quarter, groups of S lanes of a's
-// and b's low (kHigh = 0) or high half in turn:
+// Shuffles that take one instruction without a table of indices, for 16 lanes. In each quarter, groups of S lanes of
+// a's and b's low (kHigh = 0) or high half in turn:
 template <int S, int kHigh, typename T>
 AFFNET_INLINE Vec<T> zip_quarters(Vec<T> a, Vec<T> b) {
   return [&]<int... L>(std::integer_sequence<int, L...>) AFFNET_LAMBDA {
-    return Vec<T>(__builtin_shufflevector(
-        a.raw, b.raw, (L % 4 / S % 2 * 16 + L / 4 * 4 + L % 4 / S / 2 * S + L % S + 2 * kHigh)...));
+    return Vec<T>(__builtin_shufflevector(a.raw, b.raw,
+                                          (L % 4 / S % 2 * 16 + L / 4 * 4 + L % 4 / S / 2 * S + L % S + 2 * kHigh)...));
   }(std::make_integer_sequence<int, 16>{});
 }
 // The even (kOdd = 0) or odd quarters of a, then of b.
@@ -242,8 +242,9 @@ AFFNET_INLINE void transpose(Vec<T>* rows) {
 template <typename T>
 AFFNET_INLINE Vec<T> sum_lanes_16(Vec<T>* rows) {
   const auto halve = [&](auto count, auto low, auto high) AFFNET_LAMBDA {
-    unroll<count>([&](auto i)
-                      AFFNET_LAMBDA { rows[i] = low(rows[2 * i], rows[2 * i + 1]) + high(rows[2 * i], rows[2 * i + 1]); });
+    unroll<count>([&](auto i) AFFNET_LAMBDA {
+      rows[i] = low(rows[2 * i], rows[2 * i + 1]) + high(rows[2 * i], rows[2 * i + 1]);
+    });
   };
   halve(std::integral_constant<int, 8>{}, zip_quarters<1, 0, T>, zip_quarters<1, 1, T>);
   halve(std::integral_constant<int, 4>{}, zip_quarters<2, 0, T>, zip_quarters<2, 1, T>);
