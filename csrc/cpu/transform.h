@@ -174,6 +174,10 @@ __attribute__((noinline)) void rows_to_columns(const Geometry<T>& g, const Colum
       }
     };
     if (x.first) {
+      unroll<N>([&](auto h) AFFNET_LAMBDA {  // the last stores would wait for memory one by one
+        __builtin_prefetch(y.first + h * y.stride + offset, 1, 3);
+        __builtin_prefetch(y.second + h * y.stride + offset, 1, 3);
+      });
       Workspace<N, T>(scratch).inverse(g.column_fft, rows, [&](auto h, V re, V im) AFFNET_LAMBDA {
         const ptrdiff_t at = h * y.stride + offset;
         re = load_columns<kAccess>(x, x.first + at) + re * scale;
