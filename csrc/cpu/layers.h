@@ -57,10 +57,15 @@ struct MultiplyByMaskVjp {
     const V m_re = soft_shrink(p_re, lambda), m_im = soft_shrink(p_im, lambda);
     const V x_re = V::load(X.re + c * X.stride + v), x_im = V::load(X.im + c * X.stride + v);
     const V g_re = V::load(re), g_im = V::load(im);
-    soft_shrink_vjp(g_re * x_re + g_im * x_im, p_re, lambda).store(dp.re + c * dp.stride + v);
-    soft_shrink_vjp(g_im * x_re - g_re * x_im, p_im, lambda).store(dp.im + c * dp.stride + v);
+    where_passed(g_re * x_re + g_im * x_im, m_re).store(dp.re + c * dp.stride + v);
+    where_passed(g_im * x_re - g_re * x_im, m_im).store(dp.im + c * dp.stride + v);
     (g_re * m_re + g_im * m_im).store(re);
     (g_im * m_re - g_re * m_im).store(im);
+  }
+  // soft_shrink_vjp, told from what soft_shrink gave: a NaN in d stays.
+  static AFFNET_INLINE Vec<T> where_passed(Vec<T> d, Vec<T> m) {
+    const Vec<T> zero(T(0));
+    return select(m == zero, d * zero, d);
   }
 };
 

@@ -220,9 +220,13 @@ AFFNET_INLINE void scatter_rows(const Vec<T>* z, T* rows, const int* offsets, in
     V block[L];
     unroll<L>([&](auto l) AFFNET_LAMBDA { block[l] = w + l < width ? z[w + l] : V(T(0)); });
     transpose(block);
-    unroll<L>([&](auto l) AFFNET_LAMBDA {
-      if (l < count) store_first(block[l], rows + offsets[l] + w, width < L ? width : L);
-    });
+    const auto store = [&](auto l)
+                           AFFNET_LAMBDA { store_first(block[l], rows + offsets[l] + w, width < L ? width : L); };
+    if (count == L) {
+      unroll<L>(store);
+    } else {
+      for (int l = 0; l < count; ++l) store(l);
+    }
   });
 }
 

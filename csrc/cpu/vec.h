@@ -87,6 +87,7 @@ struct Vec {
   friend AFFNET_INLINE Mask<T> operator<(Vec a, Vec b) { return {a.raw < b.raw}; }
   friend AFFNET_INLINE Mask<T> operator>(Vec a, Vec b) { return {a.raw > b.raw}; }
   friend AFFNET_INLINE Mask<T> operator<=(Vec a, Vec b) { return {a.raw <= b.raw}; }
+  friend AFFNET_INLINE Mask<T> operator==(Vec a, Vec b) { return {a.raw == b.raw}; }
 };
 
 template <typename T>
