@@ -195,11 +195,24 @@ __attribute__((noinline)) void rows_to_columns(const Geometry<T>& g, const Colum
   }
 }
 
+// Whether rows take so little of a vector that two are transposed as one.
+template <typename T>
+constexpr bool is_narrow(int width) {
+  return kHasHalves && Vec<T>::kLanes == 16 && width > 4 && width <= 8;
+}
+
 // `lanes` rows from `row` on, transposed: z[w] gets element w of each.
 template <int N, typename T>
 AFFNET_INLINE void gather_rows(Vec<T>* z, const T* rows, const int* offsets, int width) {
   using V = Vec<T>;
   constexpr int L = V::kLanes;
+  if constexpr (is_narrow<T>(N)) {
+    V block[8];
+    unroll<8>([&](auto l) AFFNET_LAMBDA { block[l] = load_halves(rows + offsets[l], rows + offsets[l + 8]); });
+    transpose_halves(block);
+    unroll<N>([&](auto w) AFFNET_LAMBDA { z[w] = block[w]; });
+    return;
+  }
   loop<N ? blocks_of(N, L) : 0>(blocks_of(width, L), [&](auto b) AFFNET_LAMBDA {
     const int w = block_start(b, width, L);
     V block[L];
@@ -215,6 +228,16 @@ template <int N, typename T>
 AFFNET_INLINE void scatter_rows(const Vec<T>* z, T* rows, const int* offsets, int count, int width) {
   using V = Vec<T>;
   constexpr int L = V::kLanes;
+  if constexpr (is_narrow<T>(N)) {
+    V block[8];
+    unroll<8>([&](auto w) AFFNET_LAMBDA { block[w] = z[w < N ? w : N - 1]; });
+    transpose_halves(block);
+    unroll<8>([&](auto l) AFFNET_LAMBDA {  // what is beyond the width is beyond the last column or in the pitch
+      if (l < count) store_low_half(block[l], rows + offsets[l]);
+      if (l + 8 < count) store_high_half(block[l], rows + offsets[l + 8]);
+    });
+    return;
+  }
   loop<N ? blocks_of(N, L) : 0>(blocks_of(width, L), [&](auto b) AFFNET_LAMBDA {
     const int w = block_start(b, width, L);
     V block[L];

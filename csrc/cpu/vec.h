@@ -181,6 +181,15 @@ AFFNET_INLINE void store_halves(Vec<T> v, T* p, T*, int count) {
 }
 #endif
 
+// The same for whole halves of 16 lanes.
+#if defined(__AVX512F__)
+AFFNET_INLINE Vec<float> load_halves(const float* p, const float* q) {
+  return Vec<float>(_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(p)), _mm256_loadu_ps(q), 1));
+}
+AFFNET_INLINE void store_low_half(Vec<float> v, float* p) { _mm256_storeu_ps(p, _mm512_castps512_ps256(v.raw)); }
+AFFNET_INLINE void store_high_half(Vec<float> v, float* p) { _mm256_storeu_ps(p, _mm512_extractf32x8_ps(v.raw, 1)); }
+#endif
+
 // One round of a transpose: of lanes l and l ^ S, a gives both to the first result where bit S of l is clear, b to the
 // second.
 template <int S, typename T>
@@ -213,15 +222,16 @@ AFFNET_INLINE Vec<T> alternate_quarters(Vec<T> a, Vec<T> b) {
 
 // rows[i] lane j <-> rows[j] lane i.
 template <typename T>
+AFFNET_INLINE void transpose_quads(Vec<T>* r) {  // each quarter of four vectors
+  const Vec<T> a = zip_quarters<1, 0>(r[0], r[1]), b = zip_quarters<1, 1>(r[0], r[1]);
+  const Vec<T> c = zip_quarters<1, 0>(r[2], r[3]), d = zip_quarters<1, 1>(r[2], r[3]);
+  r[0] = zip_quarters<2, 0>(a, c), r[1] = zip_quarters<2, 1>(a, c);
+  r[2] = zip_quarters<2, 0>(b, d), r[3] = zip_quarters<2, 1>(b, d);
+}
+template <typename T>
 AFFNET_INLINE void transpose_16(Vec<T>* rows) {
   using V = Vec<T>;
-  unroll<4>([&](auto i) AFFNET_LAMBDA {  // each quarter of four rows
-    V* const r = rows + 4 * i;
-    const V a = zip_quarters<1, 0>(r[0], r[1]), b = zip_quarters<1, 1>(r[0], r[1]);
-    const V c = zip_quarters<1, 0>(r[2], r[3]), d = zip_quarters<1, 1>(r[2], r[3]);
-    r[0] = zip_quarters<2, 0>(a, c), r[1] = zip_quarters<2, 1>(a, c);
-    r[2] = zip_quarters<2, 0>(b, d), r[3] = zip_quarters<2, 1>(b, d);
-  });
+  unroll<4>([&](auto i) AFFNET_LAMBDA { transpose_quads(rows + 4 * i); });
   unroll<4>([&](auto j) AFFNET_LAMBDA {  // the quarters
     V* const r = rows + j;
     const V a = alternate_quarters<0>(r[0], r[4]), b = alternate_quarters<1>(r[0], r[4]);
@@ -237,6 +247,13 @@ AFFNET_INLINE void transpose(Vec<T>* rows) {
     if constexpr (!(i & S)) interleave<S>(rows[i], rows[i + S]);
   });
   if constexpr (S > 1) transpose<T, S / 2>(rows);
+}
+
+// The same for 16 rows of 8 elements, rows i and i + 8 in the halves of vectors[i], which becomes column i; and back.
+template <typename T>
+AFFNET_INLINE void transpose_halves(Vec<T>* vectors) {
+  transpose_quads(vectors), transpose_quads(vectors + 4);
+  unroll<4>([&](auto j) AFFNET_LAMBDA { interleave<4>(vectors[j], vectors[j + 4]); });
 }
 
 // Lane i of the answer is the sum over the lanes of rows[i]; rows is overwritten.
