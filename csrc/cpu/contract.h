@@ -5,7 +5,7 @@
 #pragma once
 
 #include "planes.h"
-#include "vec.h"
+#include "shuffle.h"
 
 namespace affnet::AFFNET_CAPABILITY {
 
