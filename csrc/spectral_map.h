@@ -58,7 +58,8 @@ AFFNET_HD T activate_vjp(T d, T v) {
 // v moved towards zero by lambda, and zero within it: v - clamp(v, -lambda, lambda).
 template <typename T>
 AFFNET_HD T soft_shrink(T v, T lambda) {
-  return v - select(v > lambda, lambda, select(v < -lambda, -lambda, v));
+  const T capped = select(v > lambda, lambda, v);
+  return v - select(capped < -lambda, -lambda, capped);
 }
 
 // d where soft_shrink lets v through, which includes a NaN.

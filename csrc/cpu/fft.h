@@ -1,9 +1,9 @@
-// Discrete Fourier transforms of whole vectors: every lane is a transform of its own, so no step shuffles lanes.
+// Discrete Fourier transforms of whole vectors as straight-line code: every lane is a transform of its own, so no step
+// shuffles lanes.
 //
 // All are forward, natural order in and out, unnormalised; the inverse is the same with re and im exchanged.
 #pragma once
 
-#include "kernel.h"
 #include "vec.h"
 
 namespace affnet::AFFNET_CAPABILITY {
@@ -51,6 +51,17 @@ AFFNET_INLINE void rotate(V& re, V& im) {
   }
 }
 
+// a - b. Zen has units for sums and others for products; transforms are mostly sums, so that every second one is made a
+// product. `one` must be opaque to the compiler.
+template <typename V>
+AFFNET_INLINE V minus(V a, V b, [[maybe_unused]] V one) {
+#if defined(__FMA__)
+  return a - b * one;
+#else
+  return a - b;
+#endif
+}
+
 constexpr int greatest_common_divisor(int a, int b) { return b == 0 ? a : greatest_common_divisor(b, a % b); }
 
 // The first factor to split n by: its power of two if it has another factor, else the smaller about-half; n if prime.
@@ -65,22 +76,70 @@ constexpr int first_factor(int n) {
   return n;
 }
 
-template <int N, typename V>
-AFFNET_INLINE void dft(V* re, V* im);
+// 0, n / 2 if n is even, 1, n - 1, 2, n - 2, ...: i and n - i follow each other.
+constexpr int paired(int i, int n) {
+  if (i == 0) return 0;
+  if (n % 2 == 0 && i == 1) return n / 2;
+  if (n % 2 == 0) --i;
+  return i % 2 == 1 ? (i + 1) / 2 : n - i / 2;
+}
+
+// A transform of length A * B takes input n(a, b) and gives output k(a, b) by A transforms of length B after B of
+// length A. Coprime factors need no rotations in between (Good and Thomas), others do (Cooley and Tukey).
+template <int A, int B>
+struct Split {
+  static constexpr bool kCoprime = greatest_common_divisor(A, B) == 1;
+  static constexpr int n(int a, int b) { return kCoprime ? (B * a + A * b) % (A * B) : B * a + b; }
+  static constexpr int k(int a, int b) {
+    if (!kCoprime) return a + A * b;
+    int candidate = b;
+    while (candidate % A != a) candidate += B;
+    return candidate;
+  }
+};
+
+// Which output comes how manieth.
+template <int N>
+struct Order {
+  int rank[N];
+  constexpr Order() : rank{} {
+    constexpr int A = first_factor(N), B = N / A;
+    for (int i = 0; i < A; ++i) {
+      if constexpr (N == 4 || B == 1) {
+        rank[i] = i;
+      } else {
+        const Order<B> inner;
+        for (int b = 0; b < B; ++b) rank[Split<A, B>::k(paired(i, A), b)] = i * B + inner.rank[b];
+      }
+    }
+    for (int i = 0; (N == 4 || B == 1) && i < N; ++i) rank[paired(i, N)] = i;
+  }
+};
+
+// A transform of N vectors: in(n, re, im) sets input n, out(k, re, im) takes output k. Inputs are asked for when they
+// are needed and outputs given as soon as they are known, those at k and N - k near each other, so that few are kept
+// for later: that is in memory, for no longer transform fits the registers.
+template <int N, typename V, typename In, typename Out>
+AFFNET_INLINE void dft(V one, In&& in, Out&& out);
 
 // Odd prime length: cosine sums of x[n] + x[N - n] and sine sums of x[n] - x[N - n].
-template <int N, typename V>
-AFFNET_INLINE void dft_odd_prime(V* re, V* im) {
+template <int N, typename V, typename In, typename Out>
+AFFNET_INLINE void dft_odd_prime(V one, In&& in, Out&& out) {
   using T = typename V::Scalar;
   constexpr int kHalf = (N - 1) / 2;
   V sum_re[kHalf], sum_im[kHalf], difference_re[kHalf], difference_im[kHalf];
-  const V first_re = re[0], first_im = im[0];
+  V first_re, first_im;
+  in(std::integral_constant<int, 0>{}, first_re, first_im);
+  V all_re = first_re, all_im = first_im;
   unroll<kHalf>([&](auto i) AFFNET_LAMBDA {
-    constexpr int n = i + 1;
-    sum_re[i] = re[n] + re[N - n], sum_im[i] = im[n] + im[N - n];
-    difference_re[i] = re[n] - re[N - n], difference_im[i] = im[n] - im[N - n];
-    re[0] += sum_re[i], im[0] += sum_im[i];
+    V re, im, mirror_re, mirror_im;
+    in(std::integral_constant<int, i + 1>{}, re, im);
+    in(std::integral_constant<int, N - 1 - i>{}, mirror_re, mirror_im);
+    sum_re[i] = re + mirror_re, sum_im[i] = im + mirror_im;
+    difference_re[i] = minus(re, mirror_re, one), difference_im[i] = minus(im, mirror_im, one);
+    all_re += sum_re[i], all_im += sum_im[i];
   });
+  out(std::integral_constant<int, 0>{}, all_re, all_im);
   unroll<kHalf>([&](auto j) AFFNET_LAMBDA {
     constexpr int k = j + 1;
     V even_re = first_re, even_im = first_im, odd_re, odd_im;
@@ -90,182 +149,58 @@ AFFNET_INLINE void dft_odd_prime(V* re, V* im) {
       odd_re = i == 0 ? difference_re[i] * s : odd_re + difference_re[i] * s;
       odd_im = i == 0 ? difference_im[i] * s : odd_im + difference_im[i] * s;
     });
-    re[k] = even_re + odd_im, im[k] = even_im - odd_re;
-    re[N - k] = even_re - odd_im, im[N - k] = even_im + odd_re;
+    out(std::integral_constant<int, k>{}, even_re + odd_im, even_im - odd_re);
+    out(std::integral_constant<int, N - k>{}, even_re - odd_im, even_im + odd_re);
   });
 }
 
-// Length A * B. Coprime factors need no rotations between the two steps (Good and Thomas), others do (Cooley and
-// Tukey).
-template <int A, int B, typename V>
-AFFNET_INLINE void dft_composite(V* re, V* im) {
-  constexpr int N = A * B;
-  constexpr bool kCoprime = greatest_common_divisor(A, B) == 1;
-  V step_re[N], step_im[N];  // [A][B]
-  unroll<B>([&](auto b) AFFNET_LAMBDA {
-    V part_re[A], part_im[A];
-    unroll<A>([&](auto a) AFFNET_LAMBDA {
-      constexpr int n = kCoprime ? (B * a + A * b) % N : B * a + b;
-      part_re[a] = re[n], part_im[a] = im[n];
-    });
-    dft<A>(part_re, part_im);
-    unroll<A>([&](auto a) AFFNET_LAMBDA {
-      if constexpr (!kCoprime) rotate<a * b, N>(part_re[a], part_im[a]);
-      step_re[a * B + b] = part_re[a], step_im[a * B + b] = part_im[a];
-    });
+template <int A, int B, typename V, typename In, typename Out>
+AFFNET_INLINE void dft_composite(V one, In&& in, Out&& out) {
+  using S = Split<A, B>;
+  V step_re[A][B], step_im[A][B];
+  unroll<B>([&](auto i) AFFNET_LAMBDA {
+    constexpr int b = paired(i, B);
+    dft<A>(
+        one, [&](auto a, V& re, V& im) AFFNET_LAMBDA { in(std::integral_constant<int, S::n(a, b)>{}, re, im); },
+        [&](auto a, V re, V im) AFFNET_LAMBDA {
+          if constexpr (!S::kCoprime) rotate<a * b, A * B>(re, im);
+          step_re[a][b] = re, step_im[a][b] = im;
+        });
   });
-  unroll<A>([&](auto a) AFFNET_LAMBDA {
-    dft<B>(step_re + a * B, step_im + a * B);
-    unroll<B>([&](auto b) AFFNET_LAMBDA {
-      // Coprime: the k with k % A == a and k % B == b.
-      constexpr int k = [](int ka, int kb) {
-        if (!kCoprime) return ka + A * kb;
-        int candidate = kb;
-        while (candidate % A != ka) candidate += B;
-        return candidate;
-      }(a, b);
-      re[k] = step_re[a * B + b], im[k] = step_im[a * B + b];
-    });
+  unroll<A>([&](auto i) AFFNET_LAMBDA {
+    constexpr int a = paired(i, A);
+    dft<B>(
+        one, [&](auto b, V& re, V& im) AFFNET_LAMBDA { re = step_re[a][b], im = step_im[a][b]; },
+        [&](auto b, V re, V im) AFFNET_LAMBDA { out(std::integral_constant<int, S::k(a, b)>{}, re, im); });
   });
 }
 
-template <int N, typename V>
-AFFNET_INLINE void dft(V* re, V* im) {
+template <int N, typename V, typename In, typename Out>
+AFFNET_INLINE void dft(V one, In&& in, Out&& out) {
+  constexpr std::integral_constant<int, 0> k0;
+  constexpr std::integral_constant<int, 1> k1;
+  constexpr std::integral_constant<int, 2> k2;
+  constexpr std::integral_constant<int, 3> k3;
+  V re[4], im[4];
   if constexpr (N == 1) {
+    in(k0, re[0], im[0]);
+    out(k0, re[0], im[0]);
   } else if constexpr (N == 2) {
-    const V a = re[0], b = im[0];
-    re[0] = a + re[1], im[0] = b + im[1];
-    re[1] = a - re[1], im[1] = b - im[1];
+    in(k0, re[0], im[0]), in(k1, re[1], im[1]);
+    out(k0, re[0] + re[1], im[0] + im[1]);
+    out(k1, minus(re[0], re[1], one), minus(im[0], im[1], one));
   } else if constexpr (N == 4) {
-    const V a = re[0] + re[2], b = im[0] + im[2], c = re[0] - re[2], d = im[0] - im[2];
-    const V e = re[1] + re[3], f = im[1] + im[3], g = re[1] - re[3], h = im[1] - im[3];
-    re[0] = a + e, im[0] = b + f, re[2] = a - e, im[2] = b - f;
-    re[1] = c + h, im[1] = d - g, re[3] = c - h, im[3] = d + g;
+    in(k0, re[0], im[0]), in(k2, re[2], im[2]);
+    const V a = re[0] + re[2], b = im[0] + im[2], c = minus(re[0], re[2], one), d = minus(im[0], im[2], one);
+    in(k1, re[1], im[1]), in(k3, re[3], im[3]);
+    const V e = re[1] + re[3], f = im[1] + im[3], g = minus(re[1], re[3], one), h = minus(im[1], im[3], one);
+    out(k0, a + e, b + f), out(k2, minus(a, e, one), minus(b, f, one));
+    out(k1, c + h, minus(d, g, one)), out(k3, minus(c, h, one), d + g);
   } else if constexpr (first_factor(N) == N) {
-    dft_odd_prime<N>(re, im);
+    dft_odd_prime<N>(one, in, out);
   } else {
-    dft_composite<first_factor(N), N / first_factor(N)>(re, im);
+    dft_composite<first_factor(N), N / first_factor(N)>(one, in, out);
   }
-}
-
-template <typename T>
-struct Signal {  // [n] complex vectors, real and imaginary parts apart
-  Vec<T>* re;
-  Vec<T>* im;
-};
-
-// One step of Stockham's autosorting transform. `length` is what remains to be transformed, `stride` what is done.
-template <int R, typename T>
-void stockham_step(Signal<T> in, Signal<T> out, int length, int stride, const T* twiddles) {
-  const int parts = length / R;
-  for (int p = 0; p < parts; ++p) {
-    for (int q = 0; q < stride; ++q) {
-      Vec<T> re[R], im[R];
-      unroll<R>([&](auto r) AFFNET_LAMBDA {
-        re[r] = in.re[q + stride * (p + parts * r)], im[r] = in.im[q + stride * (p + parts * r)];
-      });
-      dft<R>(re, im);
-      unroll<R>([&](auto r) AFFNET_LAMBDA {
-        if constexpr (r > 0) {
-          const T c = twiddles[2 * (p * R + r)], s = twiddles[2 * (p * R + r) + 1];
-          const Vec<T> a = re[r], b = im[r];
-          re[r] = a * c - b * s, im[r] = a * s + b * c;
-        }
-        out.re[q + stride * (R * p + r)] = re[r], out.im[q + stride * (R * p + r)] = im[r];
-      });
-    }
-  }
-}
-
-// The same for a larger prime: sums over a table of its roots of unity, which follow the twiddles.
-template <typename T>
-void stockham_prime_step(Signal<T> in, Signal<T> out, int radix, int length, int stride, const T* twiddles) {
-  const int parts = length / radix;
-  const T* roots = twiddles + 2 * length;
-  for (int p = 0; p < parts; ++p) {
-    for (int q = 0; q < stride; ++q) {
-      for (int k = 0; k < radix; ++k) {
-        Vec<T> re(T(0)), im(T(0));
-        for (int r = 0, turn = 0; r < radix; ++r, turn = (turn + k) % radix) {
-          const T c = roots[2 * turn], s = roots[2 * turn + 1];
-          const Vec<T> a = in.re[q + stride * (p + parts * r)], b = in.im[q + stride * (p + parts * r)];
-          re += a * c - b * s, im += a * s + b * c;
-        }
-        const T c = twiddles[2 * (p * radix + k)], s = twiddles[2 * (p * radix + k) + 1];
-        out.re[q + stride * (radix * p + k)] = re * c - im * s;
-        out.im[q + stride * (radix * p + k)] = re * s + im * c;
-      }
-    }
-  }
-}
-
-// Transforms `data` by the plan's steps; `work` is as long. The answer is in one of them, which is returned.
-template <typename T>
-Signal<T> stockham(const FftSteps<T>& steps, Signal<T> data, Signal<T> work) {
-  int length = steps.length, stride = 1;
-  for (int i = 0; i < steps.count; ++i) {
-    const int radix = steps.radix[i];
-    const T* twiddles = steps.twiddles[i];
-    switch (radix) {
-      case 2:
-        stockham_step<2>(data, work, length, stride, twiddles);
-        break;
-      case 3:
-        stockham_step<3>(data, work, length, stride, twiddles);
-        break;
-      case 4:
-        stockham_step<4>(data, work, length, stride, twiddles);
-        break;
-      case 5:
-        stockham_step<5>(data, work, length, stride, twiddles);
-        break;
-      case 7:
-        stockham_step<7>(data, work, length, stride, twiddles);
-        break;
-      case 8:
-        stockham_step<8>(data, work, length, stride, twiddles);
-        break;
-      case 11:
-        stockham_step<11>(data, work, length, stride, twiddles);
-        break;
-      case 13:
-        stockham_step<13>(data, work, length, stride, twiddles);
-        break;
-      default:
-        stockham_prime_step(data, work, radix, length, stride, twiddles);
-    }
-    const Signal<T> swap = data;
-    data = work;
-    work = swap;
-    length /= radix;
-    stride *= radix;
-  }
-  return data;
-}
-
-// Bluestein: a transform of any length as a circular convolution with a chirp, by transforms of a power of two.
-template <typename T>
-Signal<T> bluestein(const FftPlan<T>& plan, Signal<T> data, Signal<T> work) {
-  const int n = plan.length, m = plan.steps.length;
-  const auto multiply = [](Signal<T> z, int i, T c, T s) AFFNET_LAMBDA {
-    const Vec<T> a = z.re[i], b = z.im[i];
-    z.re[i] = a * c - b * s, z.im[i] = a * s + b * c;
-  };
-  for (int i = 0; i < n; ++i) multiply(data, i, plan.chirp[2 * i], plan.chirp[2 * i + 1]);
-  for (int i = n; i < m; ++i) data.re[i] = data.im[i] = Vec<T>(T(0));
-  const Signal<T> spectrum = stockham(plan.steps, data, work);
-  for (int i = 0; i < m; ++i) multiply(spectrum, i, plan.chirp_spectrum[2 * i], plan.chirp_spectrum[2 * i + 1]);
-  const Signal<T> free = spectrum.re == data.re ? work : data;
-  const Signal<T> swapped = stockham(plan.steps, Signal<T>{spectrum.im, spectrum.re}, Signal<T>{free.im, free.re});
-  const Signal<T> answer{swapped.im, swapped.re};
-  for (int i = 0; i < n; ++i) multiply(answer, i, plan.chirp[2 * i], plan.chirp[2 * i + 1]);
-  return answer;
-}
-
-// Any length; both arguments hold plan.work_length vectors in each part.
-template <typename T>
-__attribute__((noinline)) Signal<T> fft(const FftPlan<T>& plan, Signal<T> data, Signal<T> work) {
-  return plan.chirp ? bluestein(plan, data, work) : stockham(plan.steps, data, work);
 }
 
 }  // namespace affnet::AFFNET_CAPABILITY

@@ -50,44 +50,37 @@ void forward(const Call<T>& call, int64_t begin, int64_t end, char* memory) {
 }
 
 template <typename T>
-void scale_all(const Call<T>& call, const ParameterGrads<T>& sums, T w1_scale, T scale) {
-  const auto multiply = [](T* const(&parts)[2], int64_t count, T factor) {
-    for (T* part : parts) {
-      // Not a product: the memory is not initialised when it is cleared.
-      for (int64_t i = 0; i < count; ++i) part[i] = factor == 0 ? T(0) : part[i] * factor;
-    }
-  };
-  const int64_t weight = int64_t{call.size} * call.hidden;
-  multiply(sums.w1, weight, w1_scale);
-  multiply(sums.b1, call.hidden, scale);
-  multiply(sums.w2, weight, scale);
-  multiply(sums.b2, call.size, scale);
+void store_grads(const Call<T>& call, const Scratch<T>& sums, T w1_scale, T scale, const ParameterGrads<T>& to) {
+  store_weight_grad(sums.dW1, call.size, call.hidden, w1_scale, to.w1[0], to.w1[1]);
+  store_bias_grad(sums.dB1, call.hidden, scale, to.b1[0], to.b1[1]);
+  store_weight_grad(sums.dW2, call.hidden, call.size, scale, to.w2[0], to.w2[1]);
+  store_bias_grad(sums.dB2, call.size, scale, to.b2[0], to.b2[1]);
 }
 
 template <typename T>
-void backward(const Call<T>& call, int k, int64_t begin, int64_t end, const ParameterGrads<T>& sums, char* memory) {
+void backward(const Call<T>& call, int k, int64_t begin, int64_t end, const ParameterGrads<T>& grads, char* memory) {
   const Scratch<T> scratch(call, true, memory);
   const T s = transform_scale(call), scale = s * s / 2;
   const Block<T> block(call, k, scratch, s / 2);
-  if (call.parameter_grads) scale_all(call, sums, T(0), T(0));
+  scratch.clear_sums();
   bool finite = true;
   for (int64_t i = begin; i < end && (finite || call.images_log2 == 0); ++i) {
     // What follows in the next block is another call's work, but most often this thread's.
     const Tile next = i + 1 < end           ? tile_at(call, k, i + 1)
                       : k + 1 < call.blocks ? tile_at(call, k + 1, begin)
                                             : kNoTile;
-    finite = backward_tile(call, block, tile_at(call, k, i), next, scale, sums, scratch);
+    finite = backward_tile(call, block, tile_at(call, k, i), next, scale, scratch);
   }
   if (!finite && call.images_log2 > 0) {  // as in forward
-    if (call.parameter_grads) scale_all(call, sums, T(0), T(0));
+    scratch.clear_sums();
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tile_at(call, k, i);
       for (int64_t image = 0; image < int64_t{1} << tile.images_log2; ++image) {
-        backward_tile(call, block, Tile{k, tile.first + image, 0}, kNoTile, scale, sums, scratch);
+        backward_tile(call, block, Tile{k, tile.first + image, 0}, kNoTile, scale, scratch);
       }
     }
   }
-  if (call.parameter_grads) scale_all(call, sums, scale * s / 2, scale);
+  if (call.parameter_grads) store_grads(call, scratch, scale * s / 2, scale, grads);
 }
 
 template <typename T>

@@ -34,23 +34,43 @@ const char* cpu_capability() { return selected_kernels().name; }
 
 namespace {
 
-// Memory that a thread keeps between calls: fresh pages cost more than a small tile.
-char* thread_scratch(size_t bytes) {
-  constexpr std::align_val_t kAlignment{64};
+// Memory that a thread works in. It keeps some between calls, for fresh pages cost more than a small tile; what a huge
+// tile takes is given back, for there fresh pages cost a hundredth of the call.
+class ThreadScratch {
+ public:
+  explicit ThreadScratch(size_t bytes) {
+    if (held_ >= bytes) return;
+    release();
+    memory_.reset(static_cast<char*>(::operator new(bytes, kAlignment)));
+    std::memset(memory_.get(), 0, bytes);
+    held_ = bytes;
+  }
+  ~ThreadScratch() {
+    if (held_ > kMostKept) release();
+  }
+  ThreadScratch(const ThreadScratch&) = delete;
+  ThreadScratch& operator=(const ThreadScratch&) = delete;
+
+  char* get() const { return memory_.get(); }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  static constexpr size_t kMostKept = size_t{16} << 20;
   struct Free {
     void operator()(char* p) const { ::operator delete(p, kAlignment); }
   };
-  static thread_local std::unique_ptr<char, Free> memory;
-  static thread_local size_t held = 0;
-  if (held < bytes) {
-    memory.reset();
-    held = 0;
-    memory.reset(static_cast<char*>(::operator new(bytes, kAlignment)));
-    std::memset(memory.get(), 0, bytes);
-    held = bytes;
+
+  static void release() {
+    memory_.reset();
+    held_ = 0;
   }
-  return memory.get();
-}
+
+  static thread_local std::unique_ptr<char, Free> memory_;
+  static thread_local size_t held_;
+};
+
+thread_local std::unique_ptr<char, ThreadScratch::Free> ThreadScratch::memory_;
+thread_local size_t ThreadScratch::held_ = 0;
 
 template <typename T>
 const Kernel<T>& kernel() {
@@ -114,7 +134,10 @@ at::Tensor run_forward(const Sizes& n, Prepared<T>& prepared) {
   const size_t bytes = kernel<T>().scratch_bytes(call, false);
   const int64_t tiles = n.K * call.groups(), tile_elements = y.numel() / tiles;
   at::parallel_for(0, tiles, std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, tile_elements)),
-                   [&](int64_t begin, int64_t end) { kernel<T>().forward(call, begin, end, thread_scratch(bytes)); });
+                   [&](int64_t begin, int64_t end) {
+                     const ThreadScratch scratch(bytes);
+                     kernel<T>().forward(call, begin, end, scratch.get());
+                   });
   return y;
 }
 
@@ -155,11 +178,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> run_backw
   const int64_t task_elements = prepared.x.numel() / (n.K * runs);
   at::parallel_for(0, n.K * runs, std::max<int64_t>(1, kGrainElements / 2 / std::max<int64_t>(1, task_elements)),
                    [&](int64_t begin, int64_t end) {
+                     const ThreadScratch scratch(bytes);
                      for (int64_t task = begin; task < end; ++task) {
                        const int64_t k = task / runs, run = task % runs;
                        const auto to = sums.empty() ? ParameterGrads<T>{} : sums[run].template of_block<T>(k, n.K);
                        kernel<T>().backward(call, static_cast<int>(k), run * groups / runs, (run + 1) * groups / runs,
-                                            to, thread_scratch(bytes));
+                                            to, scratch.get());
                      }
                    });
   if (sums.empty()) {

@@ -31,6 +31,8 @@ inline constexpr int kVecBytes = 16;
 inline constexpr int kTileOutputs = 4;
 #endif
 
+constexpr ptrdiff_t round_up(ptrdiff_t value, ptrdiff_t to) { return (value + to - 1) / to * to; }
+
 // f(0), f(1), ... f(N - 1) with compile-time arguments.
 template <int N, typename F>
 AFFNET_INLINE void unroll(F&& f) {
@@ -70,12 +72,10 @@ struct Vec {
         AFFNET_LAMBDA { raw = Raw{((void)I, value)...}; }(std::make_integer_sequence<int, kLanes>{});
   }
 
-  static AFFNET_INLINE Vec load(const T* p) {
-    Vec v;
-    __builtin_memcpy(&v.raw, p, sizeof(Raw));
-    return v;
-  }
-  AFFNET_INLINE void store(T* p) const { __builtin_memcpy(p, &raw, sizeof(Raw)); }
+  // Through an unaligned vector type, not memcpy: GCC takes arrays that are filled by memcpy through the stack.
+  typedef Raw Unaligned __attribute__((aligned(alignof(T)), may_alias));
+  static AFFNET_INLINE Vec load(const T* p) { return Vec(Raw(*reinterpret_cast<const Unaligned*>(p))); }
+  AFFNET_INLINE void store(T* p) const { *reinterpret_cast<Unaligned*>(p) = raw; }
 
   friend AFFNET_INLINE Vec operator+(Vec a, Vec b) { return a.raw + b.raw; }
   friend AFFNET_INLINE Vec operator-(Vec a, Vec b) { return a.raw - b.raw; }
@@ -87,6 +87,7 @@ struct Vec {
   friend AFFNET_INLINE Mask<T> operator<(Vec a, Vec b) { return {a.raw < b.raw}; }
   friend AFFNET_INLINE Mask<T> operator>(Vec a, Vec b) { return {a.raw > b.raw}; }
   friend AFFNET_INLINE Mask<T> operator<=(Vec a, Vec b) { return {a.raw <= b.raw}; }
+  friend AFFNET_INLINE Mask<T> operator==(Vec a, Vec b) { return {a.raw == b.raw}; }
 };
 
 template <typename T>
@@ -97,6 +98,15 @@ struct Mask {
 template <typename T>
 AFFNET_INLINE Vec<T> select(Mask<T> mask, Vec<T> a, Vec<T> b) {
   return Vec<T>(mask.bits ? a.raw : b.raw);
+}
+
+// v, which the compiler may not load anew wherever it is used.
+template <typename T>
+AFFNET_INLINE Vec<T> pinned(Vec<T> v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v.raw));
+#endif
+  return v;
 }
 
 // The first `count` <= kLanes elements at p; the other lanes are zero.
@@ -171,38 +181,14 @@ AFFNET_INLINE void store_halves(Vec<T> v, T* p, T*, int count) {
 }
 #endif
 
-// One round of a transpose: of lanes l and l ^ S, a gives both to the first result where bit S of l is clear, b to the
-// second.
-template <int S, typename T>
-AFFNET_INLINE void interleave(Vec<T>& a, Vec<T>& b) {
-  using V = Vec<T>;
-  [&]<int... L>(std::integer_sequence<int, L...>) AFFNET_LAMBDA {
-    const auto low = __builtin_shufflevector(a.raw, b.raw, ((L & S) ? V::kLanes + L - S : L)...);
-    const auto high = __builtin_shufflevector(a.raw, b.raw, ((L & S) ? V::kLanes + L : L + S)...);
-    a.raw = low;
-    b.raw = high;
-  }(std::make_integer_sequence<int, V::kLanes>{});
+// The same for whole halves of 16 lanes.
+#if defined(__AVX512F__)
+AFFNET_INLINE Vec<float> load_halves(const float* p, const float* q) {
+  return Vec<float>(_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(p)), _mm256_loadu_ps(q), 1));
 }
-
-// rows[i] lane j <-> rows[j] lane i.
-template <typename T, int S = Vec<T>::kLanes / 2>
-AFFNET_INLINE void transpose(Vec<T>* rows) {
-  unroll<Vec<T>::kLanes>([&](auto i) AFFNET_LAMBDA {
-    if constexpr (!(i & S)) interleave<S>(rows[i], rows[i + S]);
-  });
-  if constexpr (S > 1) transpose<T, S / 2>(rows);
-}
-
-// Lane i of the answer is the sum over the lanes of rows[i]; rows is overwritten.
-template <typename T, int S = Vec<T>::kLanes / 2>
-AFFNET_INLINE Vec<T> sum_lanes(Vec<T>* rows) {
-  unroll<S>([&](auto i) AFFNET_LAMBDA {
-    interleave<S>(rows[i], rows[i + S]);
-    rows[i] += rows[i + S];
-  });
-  if constexpr (S > 1) return sum_lanes<T, S / 2>(rows);
-  return rows[0];
-}
+AFFNET_INLINE void store_low_half(Vec<float> v, float* p) { _mm256_storeu_ps(p, _mm512_castps512_ps256(v.raw)); }
+AFFNET_INLINE void store_high_half(Vec<float> v, float* p) { _mm256_storeu_ps(p, _mm512_extractf32x8_ps(v.raw, 1)); }
+#endif
 
 template <typename T, int N>
 AFFNET_INLINE Vec<T> polynomial(Vec<T> v, const T (&coefficients)[N]) {  // lowest degree first
