@@ -107,6 +107,19 @@ def test_the_first_that_can_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         select.__wrapped__(spec, "cpu")
 
 
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "chosen"),
+    [(1, 1, 4096, "reference"), (1, 2, 2048, "reference"), (1, 4, 1024, "cpu"), (1, 1, 256, "cpu"), (8, 1, 512, "cpu")],
+)
+def test_thin_maps_on_a_cpu(batch: int, height: int, width: int, chosen: str) -> None:
+    """The reference computes what the kernel's vectors are too empty for, unless the kernel is asked for by name."""
+    spec = MixerSpec.of(X, W1)._replace(batch=batch, height=height, width=width)
+    if not available_backends(spec)["cpu"]:
+        first = select(spec, None)
+        assert first.NAME == chosen
+        assert select(spec, "cpu").NAME == "cpu"
+
+
 def test_available_backends() -> None:
     assert list(available_backends()) == ["cpu", "triton", "cuda", "reference"]
     assert available_backends(MixerSpec.of(X, W1))["cuda"] != []
