@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from affnet_kernels.backends.triton_launch import BACKWARD, FORWARD, find_row, options, tile_of
 from affnet_kernels.spec import MixerSpec
 from benchmarks.ptxas import cuda_rows
 
@@ -100,12 +101,11 @@ def compile_row(name: str, spec: MixerSpec, arch: int):
     """The code of "forward" or "backward" for a call, with the row of the launch table and the tile it is for."""
     import triton
 
-    from affnet_kernels.backends import triton as backend
     from affnet_kernels.kernels import mixer
 
     kernel = {"forward": mixer.forward_kernel, "backward": mixer.backward_kernel}[name]
-    row = backend.find_row({"forward": backend.FORWARD, "backward": backend.BACKWARD}[name], spec, arch // 10)
-    tile = backend.tile_of(row, spec, arch // 10)
+    row = find_row({"forward": FORWARD, "backward": BACKWARD}[name], spec, arch // 10)
+    tile = tile_of(row, spec, arch // 10)
     constants = {"T": tile, "INPUT_GRAD": True, "PARAMETER_GRADS": True}
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     io = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[spec.dtype]
@@ -116,7 +116,7 @@ def compile_row(name: str, spec: MixerSpec, arch: int):
     compiled = triton.compile(
         triton.compiler.ASTSource(kernel, signature, constexprs=constants, attrs=aligned),
         target=triton.backends.compiler.GPUTarget("cuda", arch, 32),
-        options=backend.options(row),
+        options=options(row),
     )
     return compiled, row, tile
 

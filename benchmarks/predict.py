@@ -17,7 +17,7 @@ import tempfile
 
 import torch
 
-from affnet_kernels.backends import triton as backend
+from affnet_kernels.backends.triton_launch import Tile
 from affnet_kernels.spec import MixerSpec
 from benchmarks.cases import SHIPPED
 from benchmarks.compile_check import BLOCKS, compile_row
@@ -26,7 +26,7 @@ BATCH, MULTIPROCESSORS, ISSUED_PER_US = 64, 132, 4 * 1755
 BYTES_PER_US, FLOP_PER_US = 4.3e6, 0.62 * 989e6
 
 
-def instructions(cubin: bytes, tile: backend.Tile) -> int:
+def instructions(cubin: bytes, tile: Tile) -> int:
     """Those that a warp issues for a tile: its steps are functions, called once for each piece or run of rows."""
     import triton
 
@@ -46,7 +46,7 @@ def instructions(cubin: bytes, tile: backend.Tile) -> int:
     return total
 
 
-def products(tile: backend.Tile) -> int:
+def products(tile: Tile) -> int:
     """Floating-point operations of a tile's matrix products, of one pass, without the Nyquist column."""
     planes = tile.IMAGES * math.ceil(tile.D / tile.PIECE) * tile.PIECE
     transforms = 2 * planes * (tile.HP * tile.WP * 2 * tile.FP + 2 * tile.HP * 2 * tile.HP * tile.FP)

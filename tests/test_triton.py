@@ -15,6 +15,7 @@ import torch
 from affnet_kernels import MixerSpec, available_backends, fused_aff_mixer
 from affnet_kernels.backends import reference, select
 from affnet_kernels.backends import triton as backend
+from affnet_kernels.backends.triton_launch import BACKWARD, FORWARD, Row, find_row
 from affnet_kernels.spec import ACTIVATIONS
 from tests.helpers import (
     ROUNDING_EXTRA,
@@ -116,7 +117,7 @@ def test_sums_that_round_towards_zero(shape: Shape, tensor_cores: None) -> None:
     assert branch_error(y, case) > 4e-7  # they do shrink: exact sums err by 3e-7
 
 
-def spec_of(row: backend.Row, table: tuple[backend.Row, ...]) -> MixerSpec:
+def spec_of(row: Row, table: tuple[Row, ...]) -> MixerSpec:
     """A small call for which `row` is chosen: just beyond the rows before it."""
     dtype = torch.float16 if row.bits == 16 else torch.float32
     before = [
@@ -131,17 +132,15 @@ def spec_of(row: backend.Row, table: tuple[backend.Row, ...]) -> MixerSpec:
 @needs_interpreter
 @pytest.mark.parametrize(
     ("table", "row"),
-    [(table, row) for table in (backend.FORWARD, backend.BACKWARD) for row in table],
-    ids=lambda value: "-".join(map(str, value[:4])) if isinstance(value, backend.Row) else "",
+    [(table, row) for table in (FORWARD, BACKWARD) for row in table],
+    ids=lambda value: "-".join(map(str, value[:4])) if isinstance(value, Row) else "",
 )
-def test_every_launch_configuration(
-    monkeypatch: pytest.MonkeyPatch, table: tuple[backend.Row, ...], row: backend.Row
-) -> None:
+def test_every_launch_configuration(monkeypatch: pytest.MonkeyPatch, table: tuple[Row, ...], row: Row) -> None:
     monkeypatch.setattr(backend, "_facts", lambda device: (row.capability, 0, 227, 2))
     spec = spec_of(row, table)
-    assert backend.find_row(table, spec, row.capability) is row
+    assert find_row(table, spec, row.capability) is row
     case = make_case(Shape(3, spec.channels, spec.height, spec.width, 2), spec.dtype)
-    y, gradients = call(case, "triton", gradients=table is backend.BACKWARD)
+    y, gradients = call(case, "triton", gradients=table is BACKWARD)
     assert_forward(y, case)
     if gradients:
         assert_gradients(gradients, case)
@@ -167,7 +166,7 @@ def test_activation_and_dtype(dtype: torch.dtype, activation: str) -> None:
 @needs_interpreter
 def test_programs_take_several_tiles_each() -> None:
     shape = SHAPES["224 pixels, 7x7"]
-    row = backend.find_row(backend.BACKWARD, MixerSpec.of(*make_inputs(shape)[:2]), 9)
+    row = find_row(BACKWARD, MixerSpec.of(*make_inputs(shape)[:2]), 9)
     assert row.programs * 2 < shape.batch * shape.blocks
     y, gradients = call(make_case(shape), "triton", gradients=True)
     assert_forward(y, make_case(shape))
@@ -255,7 +254,7 @@ def test_images_of_a_tile_do_not_share_their_scale() -> None:
     x, *parameters = make_inputs(TINY)
     alone = fused_aff_mixer(x[:1], *parameters, backend="triton")
     x[1] *= 1e12
-    row = backend.find_row(backend.FORWARD, MixerSpec.of(x, parameters[0]), 9)
+    row = find_row(FORWARD, MixerSpec.of(x, parameters[0]), 9)
     assert row.images > 1
     assert torch.equal(fused_aff_mixer(x, *parameters, backend="triton")[:1], alone)
 
