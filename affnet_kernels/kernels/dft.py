@@ -52,19 +52,24 @@ def of_rows(
 
 
 @triton.jit
+def load_halves(ptr, T: tl.constexpr):  # high, low
+    """Numbers of a matrix: behind the high halves of all matrices lie the low ones."""
+    return tl.load(ptr), tl.load(ptr + 4 * (T.WP * T.FP + T.HP * T.HP))
+
+
+@triton.jit
 def load_matrix(
-    ptr,  # [ROWS, COLUMNS], row-major; as far on as all matrices take, its low half
+    ptr,  # [ROWS, COLUMNS], row-major
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     T: tl.constexpr,
 ):  # high and low half, [ROWS, COLUMNS], or [COLUMNS, ROWS] if transposed
-    low: tl.constexpr = 4 * (T.WP * T.FP + T.HP * T.HP)
     if TRANSPOSED:
         ptr += tl.arange(0, COLUMNS)[:, None] + COLUMNS * tl.arange(0, ROWS)[None, :]
     else:
         ptr += tl.arange(0, COLUMNS)[None, :] + COLUMNS * tl.arange(0, ROWS)[:, None]
-    return tl.load(ptr), tl.load(ptr + low)
+    return load_halves(ptr, T)
 
 
 @triton.jit
@@ -138,14 +143,13 @@ def alternating_sign(T: tl.constexpr):  # [1, 1, WP]
 @triton.jit
 def nyquist_along_h(matrices_ptr, INVERSE: tl.constexpr, T: tl.constexpr):  # [(k, r), h], or its transpose
     """The part of `along_h` that meets the real input of this column, or makes its real output; both halves."""
-    low: tl.constexpr = 4 * (T.WP * T.FP + T.HP * T.HP)
     h, kr = 2 * tl.arange(0, T.HP), 2 * T.HP * tl.arange(0, 2 * T.HP)
     ptr = matrices_ptr + 4 * T.WP * T.FP
     if INVERSE:
         ptr += h[:, None] + kr[None, :]
     else:
         ptr += h[None, :] + kr[:, None]
-    return tl.load(ptr), tl.load(ptr + low)
+    return load_halves(ptr, T)
 
 
 @triton.jit
