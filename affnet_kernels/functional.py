@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from affnet_kernels import ops
-from affnet_kernels.spec import ACTIVATIONS, DTYPES, compute_dtype
+from affnet_kernels.activations import ACTIVATIONS
+from affnet_kernels.spec import DTYPES, compute_dtype
 
 
 def fused_aff_mixer(
@@ -49,7 +50,8 @@ def fused_aff_mixer(
         w2: second layer's weight [2, K, Dh, D].
         b2: its bias [2, K, D].
         sparsity_threshold: soft-shrink threshold of the mask, >= 0, in the mask's own (dimensionless) units.
-        activation: "relu", "silu", "gelu" (the exact, erf form) or "identity", on real and imaginary parts apart.
+        activation: "relu", "silu", "gelu" (the exact, erf form), "tanh" or "identity", applied to real and imaginary
+            parts separately.
         backend: "cpu", "triton", "cuda" or "reference" to insist on one; None takes the first that can run the call,
             see `available_backends`.
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from affnet_kernels.activations import ACTIVATIONS
 from affnet_kernels.functional import fused_aff_mixer
-from affnet_kernels.spec import ACTIVATIONS
 
 PARAMETERS = ("w1", "b1", "w2", "b2")
-_ACTIVATION_OF = {nn.ReLU: "relu", nn.SiLU: "silu", nn.GELU: "gelu", nn.Identity: "identity"}
+_ACTIVATION_OF = {activation.module: name for name, activation in ACTIVATIONS.items()}
 _HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
 
 
@@ -24,7 +24,7 @@ class AFFMixer(nn.Module):
         num_blocks: K, the channel blocks that the mask's perceptron keeps apart; must divide C.
         hidden_size_factor: hidden channels of a block as a multiple of its C / K channels.
         sparsity_threshold: soft-shrink threshold of the mask, >= 0.
-        activation: "relu", "silu", "gelu" or "identity".
+        activation: "relu", "silu", "gelu", "tanh" or "identity".
         device, dtype: of the parameters, as in every PyTorch module.
 
     Raises:

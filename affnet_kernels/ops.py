@@ -14,9 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from affnet_kernels.backends import reference, select
-from affnet_kernels.spec import MixerSpec
-
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # dx, dw1, db1, dw2, db2
+from affnet_kernels.spec import Gradients, MixerSpec, Parameters
 
 _library = torch.library.Library("affnet_kernels", "FRAGMENT")
 _library.define(
@@ -77,10 +75,11 @@ def _forward(
     activation: str,
     backend: str | None,
 ) -> Tensor:
-    chosen = select(MixerSpec.of(x, w1, activation), backend)
+    spec = MixerSpec.of(x, w1, activation)
+    chosen = select(spec, backend)
     if x.numel() == 0:  # torch.fft raises for an empty batch
         return torch.empty_like(x, memory_format=torch.contiguous_format)
-    return chosen.forward(x, w1, b1, w2, b2, sparsity_threshold, activation)
+    return chosen.forward(spec, x, Parameters(w1, b1, w2, b2), sparsity_threshold)
 
 
 def _backward(
@@ -96,13 +95,15 @@ def _backward(
     input_grad: bool,
     parameter_grads: bool,
 ) -> Gradients:
-    chosen = select(MixerSpec.of(x, w1, activation), backend)
+    spec = MixerSpec.of(x, w1, activation)
+    chosen = select(spec, backend)
     if x.numel() == 0:
         empty = _backward_fake(
             dy, x, w1, b1, w2, b2, sparsity_threshold, activation, backend, input_grad, parameter_grads
         )
         return tuple(gradient.zero_() for gradient in empty)  # type: ignore[return-value]
-    return chosen.backward(dy, x, w1, b1, w2, b2, sparsity_threshold, activation, input_grad, parameter_grads)
+    parameters = Parameters(w1, b1, w2, b2)
+    return chosen.backward(spec, dy, x, parameters, sparsity_threshold, input_grad, parameter_grads)
 
 
 def _forward_fake(x: Tensor, *_: Any) -> Tensor:
@@ -204,9 +205,8 @@ class _Backward(torch.autograd.Function):
         """The second derivative, through the reference's formula."""
 
         def formula(dy: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Gradients:
-            return reference.backward(
-                dy, x, w1, b1, w2, b2, ctx.sparsity_threshold, ctx.activation, ctx.input_grad, ctx.parameter_grads
-            )
+            options = ctx.sparsity_threshold, ctx.activation, ctx.input_grad, ctx.parameter_grads
+            return reference.mixer_vjp(dy, x, Parameters(w1, b1, w2, b2), *options)
 
         vjp = torch.func.vjp(formula, *ctx.saved_tensors)[1]
         return *vjp(cotangents), None, None, None, None, None

@@ -1,4 +1,4 @@
-"""The static facts of one mixer call."""
+"""What a mixer call consists of: its parameters, and the facts that are known before it runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ACTIVATIONS = ("relu", "silu", "gelu", "identity")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -16,6 +15,19 @@ def compute_dtype(
 ) -> torch.dtype:
     """The type the mixer computes in, and holds its parameters in: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Parameters(NamedTuple):
+    """The mask's two complex layers; index 0 of the first axis is the real part, 1 the imaginary."""
+
+    w1: Tensor  # [2, K, D, Dh]
+    b1: Tensor  # [2, K, Dh]
+    w2: Tensor  # [2, K, Dh, D]
+    b2: Tensor  # [2, K, D]
+
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""dx, dw1, db1, dw2, db2; a group that was not asked for has shape [0]."""
 
 
 class MixerSpec(NamedTuple):

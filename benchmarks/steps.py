@@ -163,15 +163,16 @@ def inverse_transform(this: Run) -> str:
         case = Case("inverse-transform", 2, 32, size, size)
         x = inputs.feature_map(case)
         parameters = inputs.mixer_parameters(case, "cpu")
-        truth = reference.forward(*(t.double() for t in (x, *parameters)), THRESHOLD, "relu") - x.double()
+        wide = [parameter.double() for parameter in parameters]
+        truth = reference.mixer(x.double(), wide, THRESHOLD, "relu") - x.double()
         X = reference.spectrum(x.double(), case.blocks)
-        M, _ = reference.mask(X, *(p.double() for p in parameters), THRESHOLD, "relu")
+        M, _ = reference.mask(X, wide, THRESHOLD, "relu")
         Y = torch.complex(*reference.multiply(M, X)).flatten(1, 2).to(torch.complex64).to(this.device)
         columns = torch.fft.ifft(Y, dim=-2, norm="ortho")
         two_step = torch.fft.irfft(columns, n=size, dim=-1, norm="ortho").cpu().double()
         one_call = torch.fft.irfft2(Y, s=(size, size), norm="ortho").cpu().double()
         moved = (t.to(this.device) for t in (x, *parameters))
-        mixer = reference.forward(*moved, THRESHOLD, "relu").cpu().double() - x.double()
+        mixer = reference.mixer(moved[0], moved[1:], THRESHOLD, "relu").cpu().double() - x.double()
         errors = {
             "irfft2 against the two-step inverse": _distance(one_call, two_step),
             "two-step inverse against float64": _distance(two_step, truth),

@@ -5,7 +5,7 @@
 
 #include <string>
 
-#include "spectral_map.h"
+#include "activations.h"
 
 namespace affnet {
 
@@ -52,11 +52,14 @@ inline void check_dy(const char* function, const at::Tensor& dy, const at::Tenso
 }
 
 inline Activation activation_named(const char* function, c10::string_view name) {
-  if (name == "relu") return Activation::kRelu;
-  if (name == "silu") return Activation::kSilu;
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "identity") return Activation::kIdentity;
-  TORCH_CHECK_VALUE(false, function, ": expected activation relu, silu, gelu or identity, got ", std::string(name));
+#define AFFNET_MATCH(known, enumerator) \
+  if (name == known) return Activation::enumerator;
+  AFFNET_ACTIVATIONS(AFFNET_MATCH)
+#undef AFFNET_MATCH
+#define AFFNET_NAME(known, enumerator) " " known
+  TORCH_CHECK_VALUE(false, function, ": expected activation to be one of" AFFNET_ACTIVATIONS(AFFNET_NAME), ", got ",
+                    std::string(name));
+#undef AFFNET_NAME
 }
 
 }  // namespace affnet

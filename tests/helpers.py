@@ -148,15 +148,15 @@ def make_case(shape: Shape, dtype: torch.dtype = torch.float32, activation: str 
     x = tensors[0]
     dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1000), dtype=torch.float64).to(dtype)
     wide = tuple(tensor.double() for tensor in tensors)
-    y = reference.forward(*wide, THRESHOLD, activation)
-    gradients = reference.backward(dy.double(), *wide, THRESHOLD, activation, True, True)
+    y = reference.mixer(wide[0], wide[1:], THRESHOLD, activation)
+    gradients = reference.mixer_vjp(dy.double(), wide[0], wide[1:], THRESHOLD, activation, True, True)
     return Case(tensors, dy, y, gradients, THRESHOLD, activation)
 
 
 def _distance_from_kinks(tensors: tuple[Tensor, ...], activation: str) -> float:
     x, w1, b1, w2, b2 = (tensor.double() for tensor in tensors)
     X = reference.spectrum(x, w1.shape[1])
-    _, (P1, _, P2) = reference.mask(X, w1, b1, w2, b2, THRESHOLD, activation)
+    _, (P1, _, P2) = reference.mask(X, (w1, b1, w2, b2), THRESHOLD, activation)
     # Rows and columns that are real by symmetry are exactly zero in a pre-activation only if weights and biases are.
     relu = min(p.abs().min().item() for p in P1) if activation == "relu" else math.inf
     shrink = min((p.abs() - THRESHOLD).abs().min().item() for p in P2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from affnet_kernels import fused_aff_mixer
-from affnet_kernels.spec import ACTIVATIONS
+from affnet_kernels.activations import ACTIVATIONS
 from tests.helpers import (
     GRADIENT_BOUND,
     SHAPES,

@@ -40,7 +40,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sdist_has_the_sources(source: Path) -> None:
-    for file in ("setup.py", "csrc/extension.cpp", "csrc/spectral_map.h", "affnet_kernels/py.typed", "LICENSE"):
+    for file in ("setup.py", "csrc/extension.cpp", "csrc/activations.h", "affnet_kernels/py.typed", "LICENSE"):
         assert (source / file).exists(), file
     assert list((source / "csrc" / "cpu").glob("*.cpp"))
     assert list((source / "csrc" / "cpu").glob("*.h"))

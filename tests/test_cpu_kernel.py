@@ -15,6 +15,7 @@ from torch import Tensor
 from affnet_kernels import fused_aff_mixer
 from affnet_kernels.backends import reference
 from affnet_kernels.backends.native import CPU
+from affnet_kernels.spec import MixerSpec, Parameters
 from tests.helpers import (
     FORWARD_BOUND,
     GRADIENT_BOUND,
@@ -65,8 +66,9 @@ def test_each_variant(capability: str) -> None:
 
 
 def _outputs(tensors: tuple[Tensor, ...], dy: Tensor, activation: str = "relu") -> tuple[Tensor, ...]:
-    y = CPU.forward(*tensors, THRESHOLD, activation)
-    return y, *CPU.backward(dy, *tensors, THRESHOLD, activation, True, True)
+    x, parameters = tensors[0], Parameters(*tensors[1:])
+    spec = MixerSpec.of(x, parameters.w1, activation)
+    return CPU.forward(spec, x, parameters, THRESHOLD), *CPU.backward(spec, dy, x, parameters, THRESHOLD, True, True)
 
 
 @pytest.mark.parametrize("shape", [Shape(8, 64, 32, 32, 8), Shape(7, 104, 7, 7, 8), Shape(33, 12, 5, 6, 1)])
@@ -118,10 +120,12 @@ def test_large_sizes(name: str, dtype: torch.dtype) -> None:
     tensors = make_inputs(LARGE[name], dtype)
     dy = torch.randn_like(tensors[0])
     wide = [tensor.double() for tensor in tensors]
-    expected_y = reference.forward(*wide, 0.0, "silu")
-    expected = reference.backward(dy.double(), *wide, 0.0, "silu", True, True)
-    y = CPU.forward(*tensors, 0.0, "silu")
-    gradients = CPU.backward(dy, *tensors, 0.0, "silu", True, True)
+    expected_y = reference.mixer(wide[0], wide[1:], 0.0, "silu")
+    expected = reference.mixer_vjp(dy.double(), wide[0], wide[1:], 0.0, "silu", True, True)
+    x, parameters = tensors[0], Parameters(*tensors[1:])
+    spec = MixerSpec.of(x, parameters.w1, "silu")
+    y = CPU.forward(spec, x, parameters, 0.0)
+    gradients = CPU.backward(spec, dy, x, parameters, 0.0, True, True)
     assert relative_error(y.double() - wide[0], expected_y - wide[0]) <= FORWARD_BOUND[dtype]
     for gradient, answer in zip(gradients, expected, strict=True):
         assert relative_error(gradient, answer) <= GRADIENT_BOUND[dtype]
@@ -163,7 +167,7 @@ def test_images_of_a_tile_do_not_spoil_each_other(size: int, bad: float) -> None
         spared[3, :8] = False
         torch.testing.assert_close(got[spared], expected[spared], rtol=1e-5, atol=1e-5)
     wide = [tensor.double() for tensor in tensors]
-    truth = reference.backward(dy.double(), *wide, THRESHOLD, "relu", True, True)[1:]
+    truth = reference.mixer_vjp(dy.double(), wide[0], wide[1:], THRESHOLD, "relu", True, True)[1:]
     for gradient, expected, answer in zip(gradients, clean[2:], truth, strict=True):
         assert torch.equal(gradient.isfinite(), answer.isfinite())
         assert not gradient[:, 0].isfinite().all()
@@ -217,6 +221,6 @@ def test_memory_of_forward_and_backward() -> None:
         return fused_aff_mixer(*args, backend="cpu")
 
     def eager(*args: Tensor) -> Tensor:
-        return reference.forward(*args, THRESHOLD, "relu")
+        return reference.mixer(args[0], args[1:], THRESHOLD, "relu")
 
     assert _peak_bytes(fused, *tensors) <= _peak_bytes(eager, *tensors) / 6

@@ -1,4 +1,4 @@
-"""The CUDA kernels' own text, run on the host by csrc/cuda/emulator.h, against float64; cuFFT is played by NumPy."""
+"""The CUDA kernels' own text, run on the host by tests/cuda_host/emulator.h, against float64; cuFFT is played by NumPy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from affnet_kernels.spec import ACTIVATIONS
+from affnet_kernels.activations import ACTIVATIONS
 from tests.helpers import (
     FORWARD_BOUND,
     GRADIENT_BOUND,
@@ -28,6 +28,7 @@ from tests.helpers import (
 )
 
 ROOT = Path(__file__).parents[1]
+HOST = ROOT / "tests" / "cuda_host"
 CLEAN = "races=0 uninitialised=0 out_of_bounds=0 misaligned=0 stuck=0"
 FINDINGS = ("races", "uninitialised", "out_of_bounds", "misaligned", "stuck")
 TYPICAL = SHAPES["odd width"]
@@ -64,7 +65,7 @@ def build(
     """The kernels under `source`, as a library of host code."""
     command = ["g++", level, "-std=c++20", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC", *defines]
     done = subprocess.run(
-        [*command, f"-I{source}", str(ROOT / "tests" / main), "-o", str(target)],
+        [*command, f"-I{source}", f"-I{HOST}", str(HOST / main), "-o", str(target)],
         capture_output=True,
         text=True,
         check=False,
@@ -145,7 +146,12 @@ def emulate(library: ctypes.CDLL, case: Case, options: Options = DEFAULT, count_
                 *(pointer(p) for p in (w1, b1, w2, b2)),
                 pointer(partials if options.parameter_grads else None),
                 *(chunk.stop - first, first, options.runs, K, D, Dh, H, W),
-                *((H * W) ** -0.5, case.sparsity_threshold, ACTIVATIONS.index(case.activation), options.input_grad),
+                *(
+                    (H * W) ** -0.5,
+                    case.sparsity_threshold,
+                    list(ACTIVATIONS).index(case.activation),
+                    options.input_grad,
+                ),
             )
             run = getattr(library, f"map_{name}")
             report = run(

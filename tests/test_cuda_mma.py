@@ -1,4 +1,4 @@
-"""The tensor-core kernels' own text, run on the host by csrc/cuda/emulator.h, against float64 and the same bounds."""
+"""The tensor-core kernels' own text, run on the host by tests/cuda_host/emulator.h, against float64 and the same bounds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from affnet_kernels.spec import ACTIVATIONS
+from affnet_kernels.activations import ACTIVATIONS
 from tests.helpers import SHAPES, Shape, make_case, stored_case, stored_case_names
 from tests.test_cuda_emulated import CLEAN, ROOT, Options, assert_right, build, emulate, is_right, mutated, pointer
 

@@ -110,8 +110,8 @@ def test_module_is_the_function() -> None:
         ({"channels": 16, "hidden_size_factor": 0}, "AFFMixer: expected hidden_size_factor >= 1, got 0"),
         ({"channels": 16, "sparsity_threshold": -1.0}, "AFFMixer: expected sparsity_threshold >= 0, got -1.0"),
         (
-            {"channels": 16, "activation": "tanh"},
-            "AFFMixer: expected activation to be one of ['relu', 'silu', 'gelu', 'identity'], got 'tanh'",
+            {"channels": 16, "activation": "prelu"},
+            "AFFMixer: expected activation to be one of ['relu', 'silu', 'gelu', 'tanh', 'identity'], got 'prelu'",
         ),
     ],
 )

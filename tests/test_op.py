@@ -13,8 +13,8 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from affnet_kernels import AFFMixer, MixerSpec, fused_aff_mixer
+from affnet_kernels.activations import ACTIVATIONS
 from affnet_kernels.backends import BACKENDS, select
-from affnet_kernels.spec import ACTIVATIONS
 from tests.helpers import SHAPES, Shape, leaf, make_case, make_inputs, relative_error
 
 TINY = Shape(2, 4, 3, 4, 2)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "tests" / "plan_cache.cpp"
+SOURCE = ROOT / "tests" / "cuda_host" / "plan_cache.cpp"
 CHECKS = re.findall(r'^      \{"(\w+)", ', SOURCE.read_text(), re.MULTILINE)
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")

@@ -69,7 +69,7 @@ META = X.to("meta")
         (
             {"activation": "tanh"},
             ValueError,
-            "expected activation to be one of ['relu', 'silu', 'gelu', 'identity'], got 'tanh'",
+            "expected activation to be one of ['relu', 'silu', 'gelu', 'tanh', 'identity'], got 'prelu'",
         ),
         (
             {"backend": "mps"},

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from affnet_kernels import MixerSpec, available_backends, fused_aff_mixer
+from affnet_kernels.activations import ACTIVATIONS
 from affnet_kernels.backends import reference, select
 from affnet_kernels.backends import triton as backend
 from affnet_kernels.backends.triton_launch import BACKWARD, FORWARD, Row, find_row
-from affnet_kernels.spec import ACTIVATIONS
 from tests.helpers import (
     ROUNDING_EXTRA,
     ROUNDING_FACTOR,
@@ -241,7 +241,7 @@ def test_no_magnitude_overflows_or_is_lost(shape: Shape, dtype: torch.dtype, x_s
     tensors = (x_scale * x, w_scale * w1, b1, w2 / w_scale, b2)
     y = fused_aff_mixer(*tensors, sparsity_threshold=0.0, activation="silu", backend="triton")
     wide = [tensor.double() for tensor in tensors]
-    expected = reference.forward(*wide, 0.0, "silu")
+    expected = reference.mixer(wide[0], wide[1:], 0.0, "silu")
     if dtype == torch.float32:
         assert relative_error(y.double() - wide[0], expected - wide[0]) < 1e-6
     else:
@@ -362,7 +362,8 @@ def test_one_launch_on_a_gpu() -> None:
     tensors = [tensor.cuda() for tensor in case.tensors]
     dy = case.dy.cuda()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        backend.forward(*tensors, case.sparsity_threshold, case.activation)
+        spec = MixerSpec.of(*tensors[:2], case.activation)
+        backend.forward(spec, tensors[0], tensors[1:], case.sparsity_threshold)
         backend.backward(dy, *tensors, case.sparsity_threshold, case.activation, True, True)
         torch.cuda.synchronize()
     names = [event.key for event in profile.key_averages() if event.key.endswith("_kernel")]

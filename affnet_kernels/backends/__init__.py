@@ -10,7 +10,7 @@ from torch import Tensor
 from affnet_kernels.backends import reference, triton
 from affnet_kernels.backends.native import CPU, CUDA
 from affnet_kernels.backends.preference import rank
-from affnet_kernels.spec import MixerSpec
+from affnet_kernels.spec import Gradients, MixerSpec, Parameters
 
 
 class Backend(Protocol):
@@ -24,29 +24,23 @@ class Backend(Protocol):
 
     def forward(
         self,
+        spec: MixerSpec,
         x: Tensor,  # [B, C, H, W], any layout
-        w1: Tensor,  # [2, K, D, Dh], in compute_dtype(x.dtype), as are the other parameters
-        b1: Tensor,  # [2, K, Dh]
-        w2: Tensor,  # [2, K, Dh, D]
-        b2: Tensor,  # [2, K, D]
+        parameters: Parameters,  # in compute_dtype(x.dtype)
         sparsity_threshold: float,
-        activation: str,
     ) -> Tensor:
         """y [B, C, H, W], contiguous, of x's dtype; residual included."""
 
     def backward(
         self,
+        spec: MixerSpec,
         dy: Tensor,  # [B, C, H, W], any layout, of x's dtype
         x: Tensor,
-        w1: Tensor,
-        b1: Tensor,
-        w2: Tensor,
-        b2: Tensor,
+        parameters: Parameters,
         sparsity_threshold: float,
-        activation: str,
         input_grad: bool,
         parameter_grads: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> Gradients:
         """dx in x's dtype, and dw1, db1, dw2, db2 in theirs; of shape [0] where its flag says it is not needed."""
 
 

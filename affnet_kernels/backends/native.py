@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from affnet_kernels.spec import MixerSpec
+from affnet_kernels.spec import Gradients, MixerSpec, Parameters
 
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps . (in the source folder)"
 MAX_CUDA_CHANNELS = 128  # kMaxChannels of csrc/cuda/spectral_map.cuh
@@ -57,31 +57,25 @@ class Native:
 
     def forward(
         self,
+        spec: MixerSpec,
         x: Tensor,  # [B, C, H, W]
-        w1: Tensor,  # [2, K, D, Dh]
-        b1: Tensor,  # [2, K, Dh]
-        w2: Tensor,  # [2, K, Dh, D]
-        b2: Tensor,  # [2, K, D]
+        parameters: Parameters,
         sparsity_threshold: float,
-        activation: str,
     ) -> Tensor:  # [B, C, H, W]
-        return self._extension.native_forward(x, w1, b1, w2, b2, sparsity_threshold, activation)
+        return self._extension.native_forward(x, *parameters, sparsity_threshold, spec.activation)
 
     def backward(
         self,
+        spec: MixerSpec,
         dy: Tensor,  # [B, C, H, W]
         x: Tensor,  # [B, C, H, W]
-        w1: Tensor,  # [2, K, D, Dh]
-        b1: Tensor,  # [2, K, Dh]
-        w2: Tensor,  # [2, K, Dh, D]
-        b2: Tensor,  # [2, K, D]
+        parameters: Parameters,
         sparsity_threshold: float,
-        activation: str,
         input_grad: bool,
         parameter_grads: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> Gradients:
         return self._extension.native_backward(
-            dy, x, w1, b1, w2, b2, sparsity_threshold, activation, input_grad, parameter_grads
+            dy, x, *parameters, sparsity_threshold, spec.activation, input_grad, parameter_grads
         )
 
 

@@ -39,7 +39,7 @@ def preference(
 
 
 CPU_ROWS, CPU_WIDTH = 4, 512
-CPU_TILE_BYTES, CPU_TILE_IMAGES = 256 << 10, 8  # as in csrc/cpu/plan.cpp
+CPU_TILE_BYTES, CPU_TILE_IMAGES = 256 << 10, 8  # as in csrc/cpu/fft/plan.cpp
 
 
 def is_thin(

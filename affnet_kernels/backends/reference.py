@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from affnet_kernels.spec import MixerSpec, compute_dtype
+from affnet_kernels.activations import activation_named
+from affnet_kernels.spec import Gradients, MixerSpec, Parameters, compute_dtype
 
 NAME = "reference"
 
@@ -26,47 +27,43 @@ def unsupported(
     return []
 
 
-def forward(
+def mixer(
     x: Tensor,  # [B, C, H, W]
-    w1: Tensor,  # [2, K, D, Dh]
-    b1: Tensor,  # [2, K, Dh]
-    w2: Tensor,  # [2, K, Dh, D]
-    b2: Tensor,  # [2, K, D]
+    parameters: Parameters,
     sparsity_threshold: float,
     activation: str,
 ) -> Tensor:  # [B, C, H, W]
     """The mixer, residual included: differentiable PyTorch, computed in float32 or better, autocast or not."""
     with torch.autocast(x.device.type, enabled=False):
         wide = x.to(compute_dtype(x.dtype))
-        X = spectrum(wide, w1.shape[1])
-        M, _ = mask(X, w1, b1, w2, b2, sparsity_threshold, activation)
+        X = spectrum(wide, parameters[0].shape[1])
+        M, _ = mask(X, parameters, sparsity_threshold, activation)
         return (inverse_spectrum(multiply(M, X), x.shape[-1]) + wide).to(x.dtype)
 
 
-def backward(
+def mixer_vjp(
     dy: Tensor,  # [B, C, H, W]
     x: Tensor,  # [B, C, H, W]
-    w1: Tensor,  # [2, K, D, Dh]
-    b1: Tensor,  # [2, K, Dh]
-    w2: Tensor,  # [2, K, Dh, D]
-    b2: Tensor,  # [2, K, D]
+    parameters: Parameters,
     sparsity_threshold: float,
     activation: str,
     input_grad: bool,
     parameter_grads: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # dx, dw1, db1, dw2, db2
+) -> Gradients:
     """Gradients by the analytic formula, itself differentiable; a group that is not asked for comes back empty."""
     with torch.autocast(x.device.type, enabled=False):
+        w1, _, w2, _ = parameters
         blocks, width = w1.shape[1], x.shape[-1]
         wide_dy = dy.to(compute_dtype(x.dtype))
         X = spectrum(x.to(compute_dtype(x.dtype)), blocks)
         G = spectrum(wide_dy, blocks)
-        M, (P1, O1, P2) = mask(X, w1, b1, w2, b2, sparsity_threshold, activation)
+        M, (P1, O1, P2) = mask(X, parameters, sparsity_threshold, activation)
 
         dM = multiply_conj(G, X)
         dP2 = soft_shrink_vjp(dM[0], P2[0], sparsity_threshold), soft_shrink_vjp(dM[1], P2[1], sparsity_threshold)
         dO1 = block_linear_vjp(dP2, w2)
-        dP1 = activate_vjp(dO1[0], P1[0], activation), activate_vjp(dO1[1], P1[1], activation)
+        activate_vjp = activation_named(activation).vjp
+        dP1 = activate_vjp(dO1[0], P1[0]), activate_vjp(dO1[1], P1[1])
 
         dx = x.new_empty(0)
         dw1, db1, dw2, db2 = (w1.new_empty(0) for _ in range(4))
@@ -79,6 +76,27 @@ def backward(
             dP1, dP2 = (dP1[0] * weight, dP1[1] * weight), (dP2[0] * weight, dP2[1] * weight)
             dw1, db1, dw2, db2 = weight_grad(X, dP1), bias_grad(dP1), weight_grad(O1, dP2), bias_grad(dP2)
         return dx, dw1, db1, dw2, db2
+
+
+def forward(
+    spec: MixerSpec,
+    x: Tensor,  # [B, C, H, W]
+    parameters: Parameters,
+    sparsity_threshold: float,
+) -> Tensor:  # [B, C, H, W]
+    return mixer(x, parameters, sparsity_threshold, spec.activation)
+
+
+def backward(
+    spec: MixerSpec,
+    dy: Tensor,  # [B, C, H, W]
+    x: Tensor,  # [B, C, H, W]
+    parameters: Parameters,
+    sparsity_threshold: float,
+    input_grad: bool,
+    parameter_grads: bool,
+) -> Gradients:
+    return mixer_vjp(dy, x, parameters, sparsity_threshold, spec.activation, input_grad, parameter_grads)
 
 
 def spectrum(
@@ -101,16 +119,15 @@ def inverse_spectrum(
 
 def mask(
     X: Complex,  # each [B, K, D, H, F]
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
+    parameters: Parameters,
     sparsity_threshold: float,
     activation: str,
 ) -> tuple[Complex, tuple[Complex, Complex, Complex]]:
     """The adaptive mask M [B, K, D, H, F], and what its derivative needs: P1, O1 = act(P1), P2; M = soft_shrink(P2)."""
+    w1, b1, w2, b2 = parameters
+    activate = activation_named(activation).value
     P1 = block_linear(X, w1, b1)
-    O1 = activate(P1[0], activation), activate(P1[1], activation)
+    O1 = activate(P1[0]), activate(P1[1])
     P2 = block_linear(O1, w2, b2)
     M = soft_shrink(P2[0], sparsity_threshold), soft_shrink(P2[1], sparsity_threshold)
     return M, (P1, O1, P2)
@@ -166,30 +183,6 @@ def multiply(a: Complex, b: Complex) -> Complex:
 def multiply_conj(a: Complex, b: Complex) -> Complex:
     """a * conj(b)."""
     return a[0] * b[0] + a[1] * b[1], a[1] * b[0] - a[0] * b[1]
-
-
-def activate(v: Tensor, activation: str) -> Tensor:
-    if activation == "relu":
-        return torch.relu(v)
-    if activation == "silu":
-        return F.silu(v)
-    if activation == "gelu":
-        return F.gelu(v)
-    return v
-
-
-def activate_vjp(d: Tensor, v: Tensor, activation: str) -> Tensor:
-    """d * activation'(v)."""
-    if activation == "relu":
-        return d * ~(v <= 0)
-    if activation == "silu":
-        s = torch.sigmoid(v)
-        return d * (s * (1 + v * (1 - s)))
-    if activation == "gelu":
-        cdf = 0.5 * (1 + torch.erf(v * 0.5**0.5))
-        pdf = torch.exp(-0.5 * v * v) * (2 * torch.pi) ** -0.5
-        return d * (cdf + v * pdf)
-    return d
 
 
 def soft_shrink(v: Tensor, threshold: float) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from affnet_kernels.backends.reference import hermitian_weight
 from affnet_kernels.backends.triton_launch import BACKWARD, FORWARD, OPTIONS, Tile, find_row, options, tile_of
-from affnet_kernels.spec import MixerSpec
+from affnet_kernels.spec import Gradients, MixerSpec, Parameters
 
 NAME = "triton"
 MAX_SIZE = 32  # of H and W
@@ -67,19 +67,15 @@ def _device_reasons(
 
 
 def forward(
+    spec: MixerSpec,
     x: Tensor,  # [B, C, H, W]
-    w1: Tensor,  # [2, K, D, Dh]
-    b1: Tensor,  # [2, K, Dh]
-    w2: Tensor,  # [2, K, Dh, D]
-    b2: Tensor,  # [2, K, D]
+    parameters: Parameters,
     sparsity_threshold: float,
-    activation: str,
 ) -> Tensor:  # [B, C, H, W]
     """One launch."""
     from affnet_kernels.kernels.mixer import forward_kernel
 
-    x, w1, b1, w2, b2 = (tensor.contiguous() for tensor in (x, w1, b1, w2, b2))
-    spec = MixerSpec.of(x, w1, activation)
+    x, w1, b1, w2, b2 = (tensor.contiguous() for tensor in (x, *parameters))
     capability, *_, multiprocessors = _facts(x.device)
     row = find_row(FORWARD, spec, capability)
     tile = tile_of(row, spec, capability)
@@ -106,30 +102,25 @@ def forward(
 
 
 def backward(
+    spec: MixerSpec,
     dy: Tensor,  # [B, C, H, W]
     x: Tensor,  # [B, C, H, W]
-    w1: Tensor,  # [2, K, D, Dh]
-    b1: Tensor,  # [2, K, Dh]
-    w2: Tensor,  # [2, K, Dh, D]
-    b2: Tensor,  # [2, K, D]
+    parameters: Parameters,
     sparsity_threshold: float,
-    activation: str,
     input_grad: bool,
     parameter_grads: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # dx, dw1, db1, dw2, db2
+) -> Gradients:
     """One launch, and a second that sums the programs' shares of the parameters' gradients where they are asked for."""
     from affnet_kernels.kernels.mixer import backward_kernel, sum_kernel
 
-    dy, x, w1, b1, w2, b2 = (tensor.contiguous() for tensor in (dy, x, w1, b1, w2, b2))
-    spec = MixerSpec.of(x, w1, activation)
+    dy, x, w1, b1, w2, b2 = (tensor.contiguous() for tensor in (dy, x, *parameters))
     capability, *_, multiprocessors = _facts(x.device)
     row = find_row(BACKWARD, spec, capability)
     tile = tile_of(row, spec, capability)
     groups = -(-spec.batch // row.images)
     shares = min(groups, max(1, row.programs * multiprocessors // spec.blocks))
     dx = torch.empty_like(x) if input_grad else x.new_empty(0)
-    parameters = (w1, b1, w2, b2)
-    gradients = [torch.empty_like(p) if parameter_grads else p.new_empty(0) for p in parameters]
+    gradients = [torch.empty_like(p) if parameter_grads else p.new_empty(0) for p in (w1, b1, w2, b2)]
     sums = max(w1.numel() + b1.numel(), w2.numel() + b2.numel())
     stacked = 8 * tile.D * tile.DH + 2 * tile.D + 2 * tile.DH
     partials = x.new_empty((shares, tile.K, stacked if parameter_grads else 0), dtype=torch.float32)

@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "spectral_map.h"
+#include "activations.h"
 
 namespace affnet {
 

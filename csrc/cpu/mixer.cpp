@@ -15,8 +15,8 @@
 
 #include "capability.h"
 #include "checks.h"
+#include "fft/plan.h"
 #include "kernel.h"
-#include "plan.h"
 
 namespace affnet {
 

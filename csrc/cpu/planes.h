@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernel.h"
-#include "vec.h"
+#include "simd/vec.h"
 
 namespace affnet::AFFNET_CAPABILITY {
 

@@ -1,8 +1,8 @@
 // What a tile works on: scratch memory, and the parameters of its block.
 #pragma once
 
-#include "contract.h"
-#include "transform.h"
+#include "contraction.h"
+#include "fft/half_spectrum.h"
 
 namespace affnet::AFFNET_CAPABILITY {
 
@@ -43,7 +43,7 @@ struct Scratch {
   T* O1;      // [Dh, 2, block]
   T* dP1;     // [Dh, 2, block]
   T* dP2;     // [D, 2, block]
-  T *dW1, *dB1, *dW2, *dB2;  // the parameters' gradients, in the order in which contract.h sums them
+  T *dW1, *dB1, *dW2, *dB2;  // the parameters' gradients, in the order in which contraction.h sums them
   T* sums_end;
   ptrdiff_t step, block;
   size_t bytes;

@@ -5,7 +5,7 @@
 // weight, so what is summed over its slots is sums over the full spectrum, and dx comes out with the same s^2/2.
 #pragma once
 
-#include "layers.h"
+#include "spectral_map.h"
 
 namespace affnet::AFFNET_CAPABILITY {
 
@@ -56,7 +56,7 @@ bool forward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, 
   Prefetcher prefetcher;
   prefetch<T>(call, tile, call.out, prefetcher);
   prefetch<T>(call, next, call.x, prefetcher);
-  with_activation<T>(call.activation, [&](auto a) { spectral_map<a()>(call, g, block, prefetcher, scratch); });
+  with_activation(call.activation, [&](auto a) { spectral_map<a()>(call, g, block, prefetcher, scratch); });
   Vec<T> finite(T(0));
   for (int c = 0; c < call.size; ++c) {
     from_spectrum(g, scratch.X + c * channel, planes_of(call, call.x, first, k, c),
@@ -90,8 +90,8 @@ bool backward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile,
     const int vectors = static_cast<int>(count / kLanes);
     const Channels<const T> X = read(interleaved(scratch.X, g.slot_stride) + slot);
     const Channels<T> G = interleaved(scratch.G, g.slot_stride) + slot;
-    with_activation<T>(call.activation,
-                       [&](auto a) { spectral_map_vjp<a()>(call, block, X, G, count, prefetcher, scratch); });
+    with_activation(call.activation,
+                    [&](auto a) { spectral_map_vjp<a()>(call, block, X, G, count, prefetcher, scratch); });
     if (!call.parameter_grads) continue;
     const Channels<const T> O1 = read(interleaved(scratch.O1, scratch.block));
     const Channels<const T> dP1 = read(interleaved(scratch.dP1, scratch.block));

@@ -1,8 +1,8 @@
 // What lies between the tensors and cuFFT: the cast on the way in, and residual and cast on the way out.
 #pragma once
 
+#include "activations.h"
 #include "device.h"
-#include "spectral_map.h"
 
 namespace affnet {
 

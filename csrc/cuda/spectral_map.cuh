@@ -11,8 +11,9 @@
 // frequency. Whatever symmetry the plan assumes, it then holds.
 #pragma once
 
+#include "activations.h"
 #include "device.h"
-#include "spectral_map.h"
+#include "hermitian_weight.h"
 
 namespace affnet {
 
@@ -247,30 +248,12 @@ AFFNET_DEVICE void start(Complex<T> (&acc)[2][kOuts], const T* bias, int64_t ima
 
 template <typename T>
 AFFNET_DEVICE T activate(T v, Activation activation) {
-  switch (activation) {
-    case Activation::kRelu:
-      return activate<Activation::kRelu>(v);
-    case Activation::kSilu:
-      return activate<Activation::kSilu>(v);
-    case Activation::kGelu:
-      return activate<Activation::kGelu>(v);
-    default:
-      return v;
-  }
+  return with_activation(activation, [&](auto a) { return activate<decltype(a)::value>(v); });
 }
 
 template <typename T>
 AFFNET_DEVICE T activate_vjp(T d, T v, Activation activation) {
-  switch (activation) {
-    case Activation::kRelu:
-      return activate_vjp<Activation::kRelu>(d, v);
-    case Activation::kSilu:
-      return activate_vjp<Activation::kSilu>(d, v);
-    case Activation::kGelu:
-      return activate_vjp<Activation::kGelu>(d, v);
-    default:
-      return d;
-  }
+  return with_activation(activation, [&](auto a) { return activate_vjp<decltype(a)::value>(d, v); });
 }
 
 // One block of the call: its weights, and where its tiles lie in shared memory, behind the staged weights.

@@ -182,16 +182,7 @@ AFFNET_DEVICE Quad activated(const Quad& p) {
 }
 
 AFFNET_DEVICE Quad activated(const Quad& p, Activation activation) {
-  switch (activation) {
-    case Activation::kRelu:
-      return activated<Activation::kRelu>(p);
-    case Activation::kSilu:
-      return activated<Activation::kSilu>(p);
-    case Activation::kGelu:
-      return activated<Activation::kGelu>(p);
-    default:
-      return p;
-  }
+  return with_activation(activation, [&](auto a) { return activated<decltype(a)::value>(p); });
 }
 
 constexpr int kForwardWarps = 4;

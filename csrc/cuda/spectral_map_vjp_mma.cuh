@@ -166,16 +166,7 @@ AFFNET_DEVICE Quad activated_vjp(const Quad& d, const Quad& p) {
 }
 
 AFFNET_DEVICE Quad activated_vjp(const Quad& d, const Quad& p, Activation activation) {
-  switch (activation) {
-    case Activation::kRelu:
-      return activated_vjp<Activation::kRelu>(d, p);
-    case Activation::kSilu:
-      return activated_vjp<Activation::kSilu>(d, p);
-    case Activation::kGelu:
-      return activated_vjp<Activation::kGelu>(d, p);
-    default:
-      return d;
-  }
+  return with_activation(activation, [&](auto a) { return activated_vjp<decltype(a)::value>(d, p); });
 }
 
 // X := G conj(M), the gradient through the product itself, and P2 := the gradient of the mask before soft-shrink.

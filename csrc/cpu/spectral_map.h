@@ -171,18 +171,4 @@ void spectral_map_vjp(const Call<T>& call, const Block<T>& block, Channels<const
   }
 }
 
-template <typename T, typename F>
-AFFNET_INLINE void with_activation(Activation activation, F&& f) {
-  switch (activation) {
-    case Activation::kRelu:
-      return f(std::integral_constant<Activation, Activation::kRelu>{});
-    case Activation::kSilu:
-      return f(std::integral_constant<Activation, Activation::kSilu>{});
-    case Activation::kGelu:
-      return f(std::integral_constant<Activation, Activation::kGelu>{});
-    case Activation::kIdentity:
-      return f(std::integral_constant<Activation, Activation::kIdentity>{});
-  }
-}
-
 }  // namespace affnet::AFFNET_CAPABILITY

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "planes.h"
-#include "shuffle.h"
+#include "simd/shuffle.h"
 
 namespace affnet::AFFNET_CAPABILITY {
 

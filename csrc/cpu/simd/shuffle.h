@@ -1,7 +1,7 @@
 // What takes lanes from one place to another: transposes, and sums over lanes.
 #pragma once
 
-#include "vec.h"
+#include "simd/vec.h"
 
 namespace affnet::AFFNET_CAPABILITY {
 

@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "spectral_map.h"
+#include "activations.h"
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
@@ -240,6 +240,13 @@ AFFNET_INLINE Vec<float> erf_(Vec<float> v) {
 // Float64 is there for accuracy, not speed: the library's function, lane by lane.
 AFFNET_INLINE Vec<double> erf_(Vec<double> v) {
   for (int i = 0; i < Vec<double>::kLanes; ++i) v.raw[i] = __builtin_erf(v.raw[i]);
+  return v;
+}
+
+template <typename T>
+AFFNET_INLINE Vec<T> tanh_(Vec<T> v) {
+  for (int i = 0; i < Vec<T>::kLanes; ++i)
+    v.raw[i] = sizeof(T) == 4 ? __builtin_tanhf(v.raw[i]) : __builtin_tanh(v.raw[i]);
   return v;
 }
 

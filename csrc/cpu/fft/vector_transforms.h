@@ -1,8 +1,8 @@
 // Where a vector of columns or rows is transformed, and how rows get there and back.
 #pragma once
 
-#include "shuffle.h"
-#include "stockham.h"
+#include "fft/stockham.h"
+#include "simd/shuffle.h"
 
 namespace affnet::AFFNET_CAPABILITY {
 

@@ -1,8 +1,9 @@
 // The half spectrum of one channel of a tile, and back: columns, transpose, rows. See Geometry in kernel.h.
 #pragma once
 
+#include "fft/vector_transforms.h"
+#include "hermitian_weight.h"
 #include "planes.h"
-#include "workspace.h"
 
 namespace affnet::AFFNET_CAPABILITY {
 

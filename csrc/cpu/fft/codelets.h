@@ -4,7 +4,7 @@
 // All are forward, natural order in and out, unnormalised; the inverse is the same with re and im exchanged.
 #pragma once
 
-#include "vec.h"
+#include "simd/vec.h"
 
 namespace affnet::AFFNET_CAPABILITY {
 

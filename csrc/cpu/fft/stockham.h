@@ -1,7 +1,7 @@
 // Discrete Fourier transforms of any length, in memory: steps of fft.h in a loop. Conventions as there.
 #pragma once
 
-#include "fft.h"
+#include "fft/codelets.h"
 #include "kernel.h"
 
 namespace affnet::AFFNET_CAPABILITY {

@@ -1,21 +1,39 @@
-// The maths of the spectral map, host and device, free of torch: activations, soft-shrink, their derivatives, and the
-// half-spectrum weight. `T` is float, double, or a SIMD vector of them that has the same operators and `select`.
+// The activations of the mask and soft-shrink, with their derivatives, on host and device, free of torch. `T` is float,
+// double, or a SIMD vector of them that has the same operators, `select`, `exp_`, `erf_` and `tanh_`.
+//
+// To add an activation: a line in AFFNET_ACTIVATIONS and a branch in each of `activate` and `activate_vjp`. A missing
+// branch does not compile.
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
-#if defined(__CUDACC__)
-#define AFFNET_HD __host__ __device__ __forceinline__
-#else
-#define AFFNET_HD inline __attribute__((always_inline))
-#endif
+#include "host_device.h"
+
+// X(name in Python, enumerator). The one list of the C++ and CUDA code.
+#define AFFNET_ACTIVATIONS(X) \
+  X("relu", kRelu) X("silu", kSilu) X("gelu", kGelu) X("tanh", kTanh) X("identity", kIdentity)
 
 namespace affnet {
 
-enum class Activation { kRelu, kSilu, kGelu, kIdentity };
+enum class Activation {
+#define AFFNET_ENUMERATOR(name, enumerator) enumerator,
+  AFFNET_ACTIVATIONS(AFFNET_ENUMERATOR)
+#undef AFFNET_ENUMERATOR
+};
 
-// How often column w of the half spectrum stands in the full one: once for DC and Nyquist, else twice.
-AFFNET_HD constexpr int hermitian_weight(int w, int width) { return w == 0 || 2 * w == width ? 1 : 2; }
+// Calls f with the activation as a compile-time constant: decltype(a)::value of its argument a.
+template <typename F>
+AFFNET_HD auto with_activation(Activation activation, F&& f) {
+  switch (activation) {
+#define AFFNET_CASE(name, enumerator) \
+  case Activation::enumerator:        \
+    return f(std::integral_constant<Activation, Activation::enumerator>{});
+    AFFNET_ACTIVATIONS(AFFNET_CASE)
+#undef AFFNET_CASE
+  }
+  __builtin_unreachable();  // activation_named admits no other value
+}
 
 AFFNET_HD float select(bool condition, float a, float b) { return condition ? a : b; }
 AFFNET_HD double select(bool condition, double a, double b) { return condition ? a : b; }
@@ -23,6 +41,11 @@ AFFNET_HD float exp_(float v) { return std::exp(v); }
 AFFNET_HD double exp_(double v) { return std::exp(v); }
 AFFNET_HD float erf_(float v) { return std::erf(v); }
 AFFNET_HD double erf_(double v) { return std::erf(v); }
+AFFNET_HD float tanh_(float v) { return std::tanh(v); }
+AFFNET_HD double tanh_(double v) { return std::tanh(v); }
+
+template <Activation>
+inline constexpr bool kNoSuchActivation = false;
 
 // act(v). A NaN stays one: the comparison keeps v unless it is known to be negative.
 template <Activation kActivation, typename T>
@@ -33,8 +56,12 @@ AFFNET_HD T activate(T v) {
     return v / (T(1) + exp_(-v));
   } else if constexpr (kActivation == Activation::kGelu) {
     return T(0.5) * v * (T(1) + erf_(v * T(0.70710678118654752440)));
-  } else {
+  } else if constexpr (kActivation == Activation::kTanh) {
+    return tanh_(v);
+  } else if constexpr (kActivation == Activation::kIdentity) {
     return v;
+  } else {
+    static_assert(kNoSuchActivation<kActivation>, "activate: an activation without a branch here");
   }
 }
 
@@ -50,8 +77,13 @@ AFFNET_HD T activate_vjp(T d, T v) {
     const T cdf = T(0.5) * (T(1) + erf_(v * T(0.70710678118654752440)));
     const T pdf = exp_(T(-0.5) * v * v) * T(0.39894228040143267794);
     return d * (cdf + v * pdf);
-  } else {
+  } else if constexpr (kActivation == Activation::kTanh) {
+    const T t = tanh_(v);
+    return d * (T(1) - t * t);
+  } else if constexpr (kActivation == Activation::kIdentity) {
     return d;
+  } else {
+    static_assert(kNoSuchActivation<kActivation>, "activate_vjp: an activation without a branch here");
   }
 }
 
