@@ -1,4 +1,4 @@
-"""The CUDA kernels' own text, run on the host by tests/cuda_host/emulator.h, against float64; cuFFT is played by NumPy."""
+"""The CUDA kernels, run on the host by tests/cuda_host/emulator.h, against float64; NumPy stands in for cuFFT."""
 
 from __future__ import annotations
 

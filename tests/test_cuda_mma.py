@@ -1,4 +1,4 @@
-"""The tensor-core kernels' own text, run on the host by tests/cuda_host/emulator.h, against float64 and the same bounds."""
+"""The tensor-core kernels, run on the host by tests/cuda_host/emulator.h, against float64 and the same bounds."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ META = X.to("meta")
         ({"sparsity_threshold": float("nan")}, ValueError, "expected sparsity_threshold >= 0, got nan"),
         ({"sparsity_threshold": "a"}, TypeError, "expected sparsity_threshold to be a number, got str"),
         (
-            {"activation": "tanh"},
+            {"activation": "prelu"},
             ValueError,
             "expected activation to be one of ['relu', 'silu', 'gelu', 'tanh', 'identity'], got 'prelu'",
         ),
