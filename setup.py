@@ -22,7 +22,7 @@ from setuptools import Extension, setup
 ROOT = Path(__file__).parent.resolve()
 CPU_KERNEL = ROOT / "csrc" / "cpu" / "kernel.cpp"
 INCLUDE_DIRS = [str(ROOT / "csrc"), str(ROOT / "csrc" / "cpu")]
-DEFAULT_ARCHS = "8.0;8.9;9.0;10.0"
+DEFAULT_ARCHS = (ROOT / "csrc" / "cuda" / "targets.txt").read_text().strip()
 
 
 def extension_arguments() -> dict:

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "cpu/capability.h"
+#include "cuda/limits.h"
 #ifdef AFFNET_WITH_CUDA
 #include "cuda/controls.h"
 #endif
@@ -62,6 +63,15 @@ Gradients native_backward(const at::Tensor& dy, const at::Tensor& x, const at::T
                      const at::Tensor&, double, c10::string_view, bool, bool)>("affnet_kernels::native_backward");
   return op.call(dy, x, w1, b1, w2, b2, sparsity_threshold, activation, input_grad, parameter_grads);
 }
+
+// The sizes that the CUDA kernels take, known without CUDA.
+pybind11::dict cuda_limits() {
+  pybind11::dict limits;
+  limits["channels"] = affnet::kMaxChannels;
+  limits["plane"] = affnet::kMaxPlane;
+  return limits;
+}
+
 #ifdef AFFNET_WITH_CUDA
 pybind11::dict plan_cache_info(int device) {
   const affnet::PlanCacheInfo found = affnet::plan_cache_info(device);
@@ -100,6 +110,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using ReleaseGil = pybind11::call_guard<pybind11::gil_scoped_release>;
   m.def("native_forward", &native_forward, ReleaseGil(), "torch.ops.affnet_kernels.native_forward.");
   m.def("native_backward", &native_backward, ReleaseGil(), "torch.ops.affnet_kernels.native_backward.");
+  m.def("cuda_limits", &cuda_limits,
+        "The most channels of a block and elements of a plane that the CUDA kernels take.");
   m.def("cpu_capability", &affnet::cpu_capability, "The instruction set whose variant of the CPU kernel runs here.");
 #ifdef AFFNET_WITH_CUDA
   define_cuda_controls(m);

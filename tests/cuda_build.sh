@@ -8,7 +8,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${1:-$root/.venv-cuda}
 torch='torch==2.12.1'
-all='8.0;8.9;9.0;10.0'
+all=$(< "$root/csrc/cuda/targets.txt")
 targets=${TORCH_CUDA_ARCH_LIST:-${CI:+9.0}}
 targets=${targets:-$all}
 start=$SECONDS
