@@ -55,22 +55,18 @@ void launch_fma(const MapArguments<T>& a, bool backward, cudaStream_t stream) {
 template <typename S, typename T>
 struct Call {
   Sizes n;
-  at::Tensor x, w1, b1, w2, b2;
+  at::Tensor x;
+  Parameters parameters;
   MapArguments<T> map{};
   bool tensor_cores = false;  // else plain FMA
   Transforms<S, T> transforms;
 
-  Call(const Sizes& n, const at::Tensor& x_, const at::Tensor& w1_, const at::Tensor& b1_, const at::Tensor& w2_,
-       const at::Tensor& b2_, double sparsity_threshold, Activation activation, bool backward)
-      : n(n),
-        x(x_.contiguous()),
-        w1(w1_.contiguous()),
-        b1(b1_.contiguous()),
-        w2(w2_.contiguous()),
-        b2(b2_.contiguous()),
-        transforms(n, x) {
-    map.w1 = w1.const_data_ptr<T>(), map.b1 = b1.const_data_ptr<T>();
-    map.w2 = w2.const_data_ptr<T>(), map.b2 = b2.const_data_ptr<T>();
+  Call(const Sizes& n, const at::Tensor& x, const Parameters& parameters, double sparsity_threshold,
+       Activation activation, bool backward)
+      : n(n), x(x.contiguous()), parameters(parameters.contiguous()), transforms(n, this->x) {
+    const auto& [w1, b1, w2, b2] = this->parameters;
+    map.w1 = w1.template const_data_ptr<T>(), map.b1 = b1.template const_data_ptr<T>();
+    map.w2 = w2.template const_data_ptr<T>(), map.b2 = b2.template const_data_ptr<T>();
     map.K = static_cast<int>(n.K), map.D = static_cast<int>(n.D), map.Dh = static_cast<int>(n.Dh);
     map.H = static_cast<int>(n.H), map.W = static_cast<int>(n.W);
     map.scale = static_cast<T>(1 / std::sqrt(static_cast<double>(n.H) * static_cast<double>(n.W)));
@@ -141,8 +137,6 @@ at::Tensor run_forward(Call<S, T>& call) {
   return y;
 }
 
-using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
 template <typename S, typename T>
 Gradients run_backward(Call<S, T>& call, const at::Tensor& dy, bool input_grad, bool parameter_grads) {
   const Sizes& n = call.n;
@@ -159,7 +153,7 @@ Gradients run_backward(Call<S, T>& call, const at::Tensor& dy, bool input_grad, 
   call.map.runs = std::max<int64_t>(1, parameter_grads ? std::min(runs, room) : runs);
   at::Tensor partials;
   if (parameter_grads) {
-    partials = at::zeros({n.K * call.map.runs, size}, call.w1.options());
+    partials = at::zeros({n.K * call.map.runs, size}, call.parameters.w1.options());
     call.map.partials = partials.template data_ptr<T>();
   }
 
@@ -176,7 +170,8 @@ Gradients run_backward(Call<S, T>& call, const at::Tensor& dy, bool input_grad, 
   const auto gradient = [&](const at::Tensor& p) {
     return parameter_grads ? at::empty_like(p) : at::empty({0}, p.options());
   };
-  at::Tensor dw1 = gradient(call.w1), db1 = gradient(call.b1), dw2 = gradient(call.w2), db2 = gradient(call.b2);
+  const auto& [w1, b1, w2, b2] = call.parameters;
+  at::Tensor dw1 = gradient(w1), db1 = gradient(b1), dw2 = gradient(w2), db2 = gradient(b2);
   if (parameter_grads) {
     constexpr int kThreads = 256;
     const auto ctas = static_cast<unsigned>((n.K * size + kThreads - 1) / kThreads);
@@ -218,11 +213,12 @@ at::Tensor forward(const at::Tensor& x,   // [B, C, H, W]
                    const at::Tensor& b2,  // [2, K, D]
                    double sparsity_threshold, c10::string_view activation) {
   const char* const name = "native_forward";
-  const Sizes n = check_sizes(name, x, w1, b1, w2, b2);
+  const Parameters parameters{w1, b1, w2, b2};
+  const Sizes n = check_sizes(name, x, parameters);
   check_limits(name, n);
   const c10::cuda::CUDAGuard guard(x.device());
   return with_types(name, x.scalar_type(), [&](auto s, auto t) {
-    Call<decltype(s), decltype(t)> call(n, x, w1, b1, w2, b2, sparsity_threshold, activation_named(name, activation),
+    Call<decltype(s), decltype(t)> call(n, x, parameters, sparsity_threshold, activation_named(name, activation),
                                         false);
     return run_forward(call);
   });
@@ -236,13 +232,13 @@ Gradients backward(const at::Tensor& dy,  // [B, C, H, W]
                    const at::Tensor& b2,  // [2, K, D]
                    double sparsity_threshold, c10::string_view activation, bool input_grad, bool parameter_grads) {
   const char* const name = "native_backward";
-  const Sizes n = check_sizes(name, x, w1, b1, w2, b2);
+  const Parameters parameters{w1, b1, w2, b2};
+  const Sizes n = check_sizes(name, x, parameters);
   check_dy(name, dy, x);
   check_limits(name, n);
   const c10::cuda::CUDAGuard guard(x.device());
   return with_types(name, x.scalar_type(), [&](auto s, auto t) {
-    Call<decltype(s), decltype(t)> call(n, x, w1, b1, w2, b2, sparsity_threshold, activation_named(name, activation),
-                                        true);
+    Call<decltype(s), decltype(t)> call(n, x, parameters, sparsity_threshold, activation_named(name, activation), true);
     return run_backward(call, dy.contiguous(), input_grad, parameter_grads);
   });
 }
