@@ -80,12 +80,6 @@ class Workspace {
   at::Tensor memory_;
 };
 
-struct Parameters {
-  at::Tensor w1, b1, w2, b2;
-  Parameters contiguous() const { return {w1.contiguous(), b1.contiguous(), w2.contiguous(), b2.contiguous()}; }
-};
-using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
 template <typename S>
 CallFacts facts_of(const Sizes& n, int device, bool backward, bool parameter_grads) {
   const int real_bytes = std::is_same_v<S, double> ? 8 : 4;
@@ -255,7 +249,7 @@ at::Tensor forward(const at::Tensor& x,   // [B, C, H, W]
                    double sparsity_threshold, c10::string_view activation) {
   const char* const name = "native_forward";
   const Parameters parameters{w1, b1, w2, b2};
-  const Sizes n = check_sizes(name, x, w1, b1, w2, b2);
+  const Sizes n = check_sizes(name, x, parameters);
   check_limits(name, n);
   const c10::cuda::CUDAGuard guard(x.device());
   return with_types(name, x.scalar_type(), [&](auto s, auto t) {
@@ -275,7 +269,7 @@ Gradients backward(const at::Tensor& dy,  // [B, C, H, W]
                    double sparsity_threshold, c10::string_view activation, bool input_grad, bool parameter_grads) {
   const char* const name = "native_backward";
   const Parameters parameters{w1, b1, w2, b2};
-  const Sizes n = check_sizes(name, x, w1, b1, w2, b2);
+  const Sizes n = check_sizes(name, x, parameters);
   check_dy(name, dy, x);
   check_limits(name, n);
   const c10::cuda::CUDAGuard guard(x.device());
