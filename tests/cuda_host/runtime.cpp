@@ -3,14 +3,15 @@
 // transforms are sums in float64, and everything happens at once. So the launcher (csrc/cuda/mixer.cu) runs from the
 // Python call to the last launch: tests/test_cuda_launcher.py checks its answers and measures its time on the host.
 //
-// PyTorch's own kernels are skipped, so tensors must be computed on the CPU and copied. Streams, events and graphs do
+// Compile it with -fvisibility=hidden: its kernels must not take the place of those in the extension. PyTorch's own
+// kernels are skipped, so tensors must be computed on the CPU and copied. Streams, events and graphs do
 // nothing.
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 #include <cuda_runtime_api.h>
 #include <cufft.h>
 #include <cufftXt.h>
-#include <dlfcn.h>
+#include <cxxabi.h>
 
 #include <cmath>
 #include <complex>
@@ -42,15 +43,13 @@ struct Counts {
 // ---- Kernels
 
 using HostKernel = std::function<void(void**)>;
-std::map<std::string, HostKernel> host_kernels;       // by their mangled names
-std::map<const void*, const HostKernel*> registered;  // by the addresses that launches name
+std::map<std::string, HostKernel> host_kernels;       // by their names, such as "map_kernel<float, 64>"
+std::map<const void*, const HostKernel*> registered;  // by the addresses that launches pass
 
 template <typename... Args>
-void add(void (*kernel)(Args...)) {
+void add(const std::string& name, void (*kernel)(Args...)) {
   if (kernel == nullptr) return;
-  Dl_info info;
-  if (dladdr(reinterpret_cast<void*>(kernel), &info) == 0 || info.dli_sname == nullptr) std::abort();
-  host_kernels[info.dli_sname] = [kernel](void** arguments) {
+  host_kernels[name] = [kernel](void** arguments) {
     [&]<size_t... kIndex>(std::index_sequence<kIndex...>) {
       kernel(*static_cast<Args*>(arguments[kIndex])...);
     }(std::index_sequence_for<Args...>{});
@@ -58,29 +57,51 @@ void add(void (*kernel)(Args...)) {
 }
 
 template <typename T>
-void add_fma_kernels() {
-  [&]<int... kTiles>(std::integer_sequence<int, kTiles...>) {
-    for (const bool backward : {false, true}) (add(fma_kernel<T>(kTiles, backward, FmaTiles{})), ...);
-  }(FmaTiles{});
-  add(&reduce_kernel<T>);
+void add_fma_kernels(const std::string& type) {
+  const auto add_tile = [&](int tile) {
+    const std::string arguments = "<" + type + ", " + std::to_string(tile) + ">";
+    add("map_kernel" + arguments, fma_kernel<T>(tile, false, FmaTiles{}));
+    add("map_vjp_kernel" + arguments, fma_kernel<T>(tile, true, FmaTiles{}));
+  };
+  [&]<int... kTiles>(std::integer_sequence<int, kTiles...>) { (add_tile(kTiles), ...); }(FmaTiles{});
+  add("reduce_kernel<" + type + ">", &reduce_kernel<T>);
+}
+
+void add_mma_kernels() {
+  const auto add_quads = [](int quads) {
+    const std::string arguments = "<" + std::to_string(quads) + ">";
+    add("map_mma_kernel" + arguments, mma_kernel(quads, false, MmaQuads{}));
+    add("map_vjp_mma_kernel" + arguments, mma_kernel(quads, true, MmaQuads{}));
+  };
+  [&]<int... kQuads>(std::integer_sequence<int, kQuads...>) { (add_quads(kQuads), ...); }(MmaQuads{});
 }
 
 template <typename S, typename T>
-void add_plane_kernels() {
-  add(&load_kernel<S, T>);
-  add(&store_kernel<S, T>);
+void add_plane_kernels(const std::string& types) {
+  add("load_kernel<" + types + ">", &load_kernel<S, T>);
+  add("store_kernel<" + types + ">", &store_kernel<S, T>);
 }
 
 void add_kernels() {
-  add_fma_kernels<float>();
-  add_fma_kernels<double>();
-  [&]<int... kQuads>(std::integer_sequence<int, kQuads...>) {
-    for (const bool backward : {false, true}) (add(mma_kernel(kQuads, backward, MmaQuads{})), ...);
-  }(MmaQuads{});
-  add_plane_kernels<float, float>();
-  add_plane_kernels<double, double>();
-  add_plane_kernels<c10::Half, float>();
-  add_plane_kernels<c10::BFloat16, float>();
+  add_fma_kernels<float>("float");
+  add_fma_kernels<double>("double");
+  add_mma_kernels();
+  add_plane_kernels<float, float>("float, float");
+  add_plane_kernels<double, double>("double, double");
+  add_plane_kernels<c10::Half, float>("c10::Half, float");
+  add_plane_kernels<c10::BFloat16, float>("c10::BFloat16, float");
+}
+
+// The kernel of a mangled name; null if it is not one of this project's.
+const HostKernel* host_kernel(const char* mangled) {
+  if (std::strncmp(mangled, "_ZN6affnet", 10) != 0) return nullptr;
+  if (host_kernels.empty()) add_kernels();
+  char* const demangled = abi::__cxa_demangle(mangled, nullptr, nullptr, nullptr);
+  std::string name = demangled;  // "void affnet::<name>(<parameters>)"
+  std::free(demangled);
+  name = name.substr(0, name.find('('));
+  const auto found = host_kernels.find(name.substr(name.find("affnet::") + 8));
+  return found == host_kernels.end() ? nullptr : &found->second;
 }
 
 struct Configuration {
@@ -176,6 +197,8 @@ void run(const FftPlan& plan, const void* in, void* out, int direction) {
 
 using namespace affnet;  // NOLINT: the functions below are those of the libraries
 
+#pragma GCC visibility push(default)
+
 // Everything else that PyTorch links against succeeds and does nothing.
 #define AFFNET_SUCCEEDS(name) __asm__(".globl " #name "\n.set " #name ", affnet_succeed");
 
@@ -251,7 +274,9 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   return cudaMemcpy(to, from, bytes, kind);
 }
 cudaError_t cudaMemset(void* to, int value, size_t bytes) { return std::memset(to, value, bytes), cudaSuccess; }
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) { return cudaMemset(to, value, bytes); }
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  return run_kernels ? cudaMemset(to, value, bytes) : cudaSuccess;
+}
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void*) {
   return std::memset(attributes, 0, sizeof(*attributes)), cudaSuccess;
 }
@@ -288,8 +313,7 @@ void** __cudaRegisterFatBinary(void*) {
 }
 void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, uint3*, uint3*, dim3*, dim3*,
                             int*) {
-  if (host_kernels.empty()) add_kernels();
-  if (const auto found = host_kernels.find(name); found != host_kernels.end()) registered[host] = &found->second;
+  if (const auto* const kernel = host_kernel(name)) registered[host] = kernel;
 }
 unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared_bytes, CUstream_st* stream) {
   return pending = {grid, block, shared_bytes, stream}, 0;
@@ -333,3 +357,5 @@ cufftResult cufftXtExec(cufftHandle handle, void* in, void* out, int direction) 
   return CUFFT_SUCCESS;
 }
 }
+
+#pragma GCC visibility pop
