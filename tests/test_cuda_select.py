@@ -104,7 +104,7 @@ def test_targets(targets: str, capability: tuple[int, int], runs: bool) -> None:
         (8, 65, torch.float32, "cuda"),
     ],
 )
-def test_the_preferred_one_is_chosen(
+def test_the_preferred_backend_is_chosen(
     monkeypatch: pytest.MonkeyPatch, size: int, channels: int, dtype: torch.dtype, chosen: str
 ) -> None:
     for backend in BACKENDS:
@@ -114,7 +114,7 @@ def test_the_preferred_one_is_chosen(
     assert select.__wrapped__(spec(size, channels, dtype), None).NAME == "cuda"
 
 
-def test_every_preference_has_its_grounds() -> None:
+def test_every_preference_states_its_basis() -> None:
     for row in CUDA_PREFERENCES:
         assert row.basis == "predicted" or row.basis.startswith("measured on ")
         assert len(row.why) > 20

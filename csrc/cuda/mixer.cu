@@ -83,18 +83,18 @@ class Workspace {
 template <typename S>
 CallFacts facts_of(const Sizes& n, int device, bool backward, bool parameter_grads) {
   const int real_bytes = std::is_same_v<S, double> ? 8 : 4;
-  return {n.B,
-          n.H,
-          n.W,
-          n.K,
-          n.D,
-          n.Dh,
-          workspace_bytes,
-          real_bytes,
-          sizeof(S) != static_cast<size_t>(real_bytes),
-          backward,
-          parameter_grads,
-          may_use_tensor_cores(device)};
+  return {.B = n.B,
+          .H = n.H,
+          .W = n.W,
+          .K = n.K,
+          .D = n.D,
+          .Dh = n.Dh,
+          .workspace_bytes = workspace_bytes,
+          .real_bytes = real_bytes,
+          .converted = sizeof(S) != static_cast<size_t>(real_bytes),
+          .backward = backward,
+          .parameter_grads = parameter_grads,
+          .tensor_cores = may_use_tensor_cores(device)};
 }
 
 // A call's tensors, contiguous, its plan, and the arguments that its chunks share. S is the type of x, T the one
