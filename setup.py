@@ -50,7 +50,7 @@ def extension_arguments() -> dict:
             f"got torch {torch.__version__} and CUDA_HOME={CUDA_HOME}"
         )
     with_cuda = possible
-    sources = [ROOT / "csrc" / "extension.cpp", *(ROOT / "csrc" / "cpu").rglob("*.cpp")]
+    sources = [*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc" / "cpu").rglob("*.cpp")]
     sources.remove(CPU_KERNEL)
     variants = cpu_variants()
     macros: list[tuple[str, str]] = [("AFFNET_X86_VARIANTS", "1")] if len(variants) > 1 else []

@@ -143,9 +143,9 @@ def load_extension(
 
 def build_facts() -> str:
     """How the extension was built, or why there is none, in words."""
-    if _EXTENSION is None:
+    if EXTENSION is None:
         return _WHY_NOT
-    return ", ".join(f"{name} {value or 'no'}" for name, value in _EXTENSION.build_info().items())
+    return ", ".join(f"{name} {value or 'no'}" for name, value in EXTENSION.build_info().items())
 
 
 def _read_build_facts(
@@ -157,6 +157,6 @@ def _read_build_facts(
         return None
 
 
-_EXTENSION, _WHY_NOT = load_extension()
-CPU = Native("cpu", _EXTENSION, _WHY_NOT)
-CUDA = Native("cuda", _EXTENSION, _WHY_NOT)
+EXTENSION, _WHY_NOT = load_extension()
+CPU = Native("cpu", EXTENSION, _WHY_NOT)
+CUDA = Native("cuda", EXTENSION, _WHY_NOT)
