@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._functorch.autograd_function import enable_single_level_autograd_function  # type: ignore[attr-defined]
 
 from affnet_kernels.backends import reference, select
 from affnet_kernels.backends.native import EXTENSION, Native
 from affnet_kernels.spec import Gradients, MixerSpec, Parameters
 
 # The compiled extension defines the same schemas (csrc/extension.cpp), so that a C++ program can load them without
-# Python. `dynamic_threshold`, a scalar on the CPU, takes the place of `sparsity_threshold` where torch.compile keeps the
+# Python. `dynamic_threshold`, a scalar tensor on the CPU, replaces `sparsity_threshold` where torch.compile keeps the
 # threshold symbolic: a program that took the number itself would be compiled again for every value.
 SCHEMAS = (
     "mixer_forward(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, "
@@ -43,10 +43,10 @@ def mixer_eager(
     activation: str,
     backend: str | None,
 ) -> Tensor | None:  # [B, C, H, W]
-    """`mixer` of arguments as they come, with autograd in C++; None unless they are valid and nothing else looks on.
+    """`mixer` of unvalidated arguments, with autograd in C++; None where the general way must be taken instead.
 
-    It spares a small map more time than its kernel takes. What it does not take, a Proxy or a mistake among others, goes
-    the general way, which validates, converts and reports.
+    That is where an argument is invalid or needs a conversion, or where something other than autograd must see the
+    operator. On a small map this saves more time than the kernel takes.
     """
     if (
         EXTENSION is None
@@ -126,7 +126,8 @@ def _empty_gradients(
 ) -> Gradients:
     needed = (input_grad, *(4 * (parameter_grads,)))
     shapes = (tensor.shape if need else (0,) for tensor, need in zip((x, *parameters), needed, strict=True))
-    return tuple(t.new_empty(shape) for t, shape in zip((x, *parameters), shapes, strict=True))  # type: ignore[return-value]
+    dx, *rest = (t.new_empty(shape) for t, shape in zip((x, *parameters), shapes, strict=True))
+    return (dx, *rest)  # type: ignore[return-value]
 
 
 def _forward_fake(
@@ -202,14 +203,14 @@ def _autograd_kernel(
 ) -> Callable[..., Any]:
     """`function` as the kernel of an operator's Autograd key, which functorch may run at any of its levels.
 
-    The public `Function.apply` would hand the call to functorch, which has just made it. Below this level, the grad mode
-    must be that of the caller: `apply` switches it off, and outer levels would record nothing.
+    The public `Function.apply` would pass the call to functorch, which has just made it. Below this level the caller's
+    grad mode is restored: `apply` switches it off, and outer levels would record nothing.
     """
     apply = super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
     def kernel(*arguments: Any) -> Any:
         if isinstance(threshold := arguments[threshold_at], torch.SymFloat):
-            dynamic = torch.ones((), dtype=torch.float64, device="cpu") * threshold
+            dynamic = torch.ones((), dtype=torch.float64, device="cpu") * threshold  # type: ignore[operator]
             return operator(*arguments[:threshold_at], 0.0, *arguments[threshold_at + 1 : count], dynamic)
         if len(arguments) == count:
             arguments = (*arguments, None)
@@ -238,7 +239,7 @@ def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tupl
     return tuple(
         gradient.unflatten(1, (size, -1)).movedim(1, 0) if need else gradient.expand(size, 0)
         for gradient, need in zip(gradients, needed, strict=True)
-    ), (0, 0, 0, 0, 0)  # type: ignore[return-value]
+    ), (0, 0, 0, 0, 0)
 
 
 def _as_blocks(
@@ -254,7 +255,7 @@ def _as_blocks(
     return [tensor.movedim(0, 1).flatten(1, 2) for tensor in batched]
 
 
-def _register() -> torch.library.Library:
+def _register() -> None:
     namespace = torch.ops.affnet_kernels
     if (earlier := getattr(namespace, "_library", None)) is not None:  # the package is imported a second time
         earlier._destroy()
@@ -271,8 +272,7 @@ def _register() -> torch.library.Library:
         library.impl(name, kernel, "Autograd")
         torch.library.register_fake(f"affnet_kernels::{name}", fake, lib=library)
         torch.library.register_vmap(f"affnet_kernels::{name}", vmap, lib=library)
-    namespace._library = library  # keeps the registrations alive
-    return library
+    setattr(namespace, "_library", library)  # noqa: B010 - keeps the registrations alive
 
 
 _register()
