@@ -17,6 +17,7 @@ from affnet_kernels.activations import ACTIVATIONS
 from affnet_kernels.backends import reference, select
 from affnet_kernels.backends import triton as backend
 from affnet_kernels.backends.triton_launch import BACKWARD, FORWARD, Row, find_row
+from affnet_kernels.spec import Parameters
 from tests.helpers import (
     ROUNDING_EXTRA,
     ROUNDING_FACTOR,
@@ -184,7 +185,9 @@ def test_programs_take_several_tiles_each() -> None:
 )
 def test_launches_of_the_backward(launches: list[str], needed: tuple[bool, bool], expected: list[str]) -> None:
     case = make_case(SMALL)
-    gradients = backend.backward(case.dy, *case.tensors, case.sparsity_threshold, case.activation, *needed)
+    x, *parameters = case.tensors
+    spec = MixerSpec.of(x, parameters[0], case.activation)
+    gradients = backend.backward(spec, case.dy, x, Parameters(*parameters), case.sparsity_threshold, *needed)
     assert launches == expected
     for index, (got, wanted) in enumerate(zip(gradients, case.gradients, strict=True)):
         if needed[index > 0]:
@@ -359,12 +362,12 @@ def test_predictions_count_every_step_as_often_as_it_runs() -> None:
 def test_one_launch_on_a_gpu() -> None:
     case = make_case(SHAPES["shipped, D=13"])
     call(case, "triton", "cuda", gradients=True)
-    tensors = [tensor.cuda() for tensor in case.tensors]
-    dy = case.dy.cuda()
+    x, *parameters = (tensor.cuda() for tensor in case.tensors)
+    dy, parameters = case.dy.cuda(), Parameters(*parameters)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        spec = MixerSpec.of(*tensors[:2], case.activation)
-        backend.forward(spec, tensors[0], tensors[1:], case.sparsity_threshold)
-        backend.backward(dy, *tensors, case.sparsity_threshold, case.activation, True, True)
+        spec = MixerSpec.of(x, parameters.w1, case.activation)
+        backend.forward(spec, x, parameters, case.sparsity_threshold)
+        backend.backward(spec, dy, x, parameters, case.sparsity_threshold, True, True)
         torch.cuda.synchronize()
     names = [event.key for event in profile.key_averages() if event.key.endswith("_kernel")]
     assert sorted(names) == ["backward_kernel", "forward_kernel", "sum_kernel"]

@@ -8,6 +8,7 @@ enough for the tensor cores even at D = 8.
 import triton
 import triton.language as tl
 
+from affnet_kernels.kernels.activations import activation_value, activation_vjp
 from affnet_kernels.kernels.product import halves, product, row_scales, tile_scale
 
 EXPONENT: tl.constexpr = tl.constexpr(15)  # of scaled values: float16 ends at 2^16
@@ -49,34 +50,6 @@ def load_bias(
 ):  # [1, 2 OP]
     column = tl.arange(0, 2 * OP)[None, :]
     return tl.load(b_ptr + (column & 1) * (K * O) + k * O + column // 2, mask=column < 2 * O, other=0.0)
-
-
-@triton.jit
-def activate(v, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "relu":
-        return tl.maximum(v, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    elif ACTIVATION == "silu":
-        return v / (1.0 + tl.exp(-v))
-    elif ACTIVATION == "gelu":
-        return 0.5 * v * (1.0 + tl.erf(v * 0.7071067811865476))
-    else:
-        return v
-
-
-@triton.jit
-def activate_vjp(d, v, ACTIVATION: tl.constexpr):
-    """d * act'(v)."""
-    if ACTIVATION == "relu":
-        return tl.where(v <= 0.0, 0.0, d)
-    elif ACTIVATION == "silu":
-        s = 1.0 / (1.0 + tl.exp(-v))
-        return d * (s * (1.0 + v * (1.0 - s)))
-    elif ACTIVATION == "gelu":
-        cdf = 0.5 * (1.0 + tl.erf(v * 0.7071067811865476))
-        pdf = tl.exp(-0.5 * v * v) * 0.3989422804014327
-        return d * (cdf + v * pdf)
-    else:
-        return d
 
 
 @triton.jit
@@ -134,7 +107,8 @@ def perceptron(
     w_high, w_low, w_undo = load_weight(w1_ptr, k, T.D, T.DH, T.DP, T.DHP, T.K)
     high, low = halves(X)
     P1 = product(high, low, w_high, w_low, PASSES) * (undo * w_undo) + load_bias(b1_ptr, k, T.DH, T.DHP, T.K)
-    O1 = activate(P1, T.ACTIVATION)
+    ACTIVATION: tl.constexpr = T.ACTIVATION  # Triton 3.6 cannot pass a tuple's str field to a function
+    O1 = activation_value(P1, ACTIVATION)
     w_high, w_low, w_undo = load_weight(w2_ptr, k, T.DH, T.D, T.DHP, T.DP, T.K)
     return P1, O1, linear(O1, w_high, w_low, w_undo, PASSES) + load_bias(b2_ptr, k, T.D, T.DP, T.K)
 
@@ -192,7 +166,9 @@ def spectral_map_vjp(
         second_ptr = partials_ptr + (2 * T.D + 1) * 2 * T.DH
         add_parameter_grads(second_ptr, O1, dP2, before, T.DH, T.D, T.DHP, T.DP, T.PASSES)
     high, low, undo = load_weight(w2_ptr, k, T.DH, T.D, T.DHP, T.DP, T.K)
-    dP1 = activate_vjp(linear(dP2, tl.trans(high), tl.trans(low), undo, T.PASSES), P1, T.ACTIVATION)
+    ACTIVATION: tl.constexpr = T.ACTIVATION
+    dO1 = linear(dP2, tl.trans(high), tl.trans(low), undo, T.PASSES)
+    dP1 = activation_vjp(dO1, P1, ACTIVATION)
     if PARAMETER_GRADS:
         add_parameter_grads(partials_ptr, X, dP1, before, T.D, T.DH, T.DP, T.DHP, T.PASSES)
     high, low, undo = load_weight(w1_ptr, k, T.D, T.DH, T.DP, T.DHP, T.K)
