@@ -93,10 +93,13 @@ def forward(
     sparsity_threshold: float,
 ) -> Tensor:  # [B, C, H, W]
     """One launch."""
+    if (other := device.other_than_current(spec.device)) is not None:
+        with other:
+            return forward(spec, x, parameters, sparsity_threshold)
     plan = forward_plan(spec, passes(spec, "forward"))
     x, w1, b1, w2, b2 = x.contiguous(), *[parameter.contiguous() for parameter in parameters]
     y = torch.empty_like(x)
-    scratch = x.new_empty(plan.scratch, dtype=torch.float32) if plan.scratch else w1
+    scratch = w1.new_empty(plan.scratch) if plan.scratch else w1
     plan.launch((x, w1, b1, w2, b2, plan.matrices, scratch, y), spec.batch, float(sparsity_threshold))
     return y
 
@@ -111,15 +114,17 @@ def backward(
     parameter_grads: bool,
 ) -> Gradients:
     """One launch, and where the parameters' gradients are asked for a second one that adds up the partial sums."""
+    if (other := device.other_than_current(spec.device)) is not None:
+        with other:
+            return backward(spec, dy, x, parameters, sparsity_threshold, input_grad, parameter_grads)
     plan = backward_plan(spec, passes(spec, "backward"), input_grad, parameter_grads)
-    dy, x = dy.contiguous(), x.contiguous()
-    w1, b1, w2, b2 = parameters = Parameters(*[parameter.contiguous() for parameter in parameters])
+    dy, x, w1, b1, w2, b2 = dy.contiguous(), x.contiguous(), *[parameter.contiguous() for parameter in parameters]
     dx = torch.empty_like(x) if input_grad else x.new_empty(0)
-    workspace = x.new_empty(plan.workspace, dtype=torch.float32)
+    workspace = w1.new_empty(plan.workspace)  # float32
     plan.launch((dy, x, w1, b1, w2, b2, plan.matrices, workspace, dx), spec.batch, float(sparsity_threshold))
     if plan.reduction is None:
-        dw1, db1, dw2, db2 = [parameter.new_empty(0) for parameter in parameters]
-    else:
-        dw1, db1, dw2, db2 = [torch.empty_like(parameter) for parameter in parameters]
-        plan.reduction((workspace, dw1, db1, dw2, db2), plan.programs_per_block)
-    return dx, dw1, db1, dw2, db2
+        return dx, w1.new_empty(0), b1.new_empty(0), w2.new_empty(0), b2.new_empty(0)
+    empty = torch.empty_like
+    gradients = empty(w1), empty(b1), empty(w2), empty(b2)
+    plan.reduction((workspace, *gradients), plan.programs_per_block)
+    return dx, *gradients

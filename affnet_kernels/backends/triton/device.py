@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -31,3 +32,12 @@ def facts(
     properties: Any = torch.cuda.get_device_properties(device)
     shared = properties.shared_memory_per_block_optin // 1024
     return Facts((properties.major, properties.minor), shared, properties.multi_processor_count)
+
+
+def other_than_current(
+    device: torch.device,
+) -> AbstractContextManager[None] | None:
+    """What makes `device` the current one, if it is a CUDA device and another one is current."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return None
+    return torch.cuda.device(device)

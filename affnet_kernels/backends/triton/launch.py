@@ -20,12 +20,12 @@ FP_FUSION = {"enable_fp_fusion": True}  # said explicitly, because Triton's defa
 
 
 class Launch:
-    """A kernel with its grid, constants and compile options, on one device.
+    """A kernel with its grid, constants and compile options, for one device, which must be the current one.
 
     Triton binds, classifies and hashes every argument anew at each launch: 15 to 20 us of host time. Here only the
-    first launch goes that way. Later ones call the compiled kernel that it returned, with addresses: 4 us. Of all that
-    Triton classifies, the alignment of the addresses alone may change between the calls of one plan; unaligned tensors
-    go the long way.
+    first launch goes that way. Later ones hand addresses to the compiled kernel that it returned: 3 us. Of all that
+    Triton classifies, only the alignment of the addresses can differ between the calls of one plan; a call with
+    unaligned tensors goes the long way.
     """
 
     def __init__(
@@ -36,42 +36,65 @@ class Launch:
         options: dict[str, Any],
         device: torch.device,
     ) -> None:
-        self.kernel, self.constants, self.options = kernel, constants, options
-        self.grid = (*grid, 1, 1)[:3]
-        self._index = device.index if device.type == "cuda" else None
+        self._kernel, self._constants, self._options = kernel, constants, options
+        self._grid = (*grid, 1, 1)[:3]
+        self._device_index = device.index or 0
         self._run_compiled: Callable[..., None] | None = None
 
     def __call__(
         self,
-        tensors: tuple[Tensor, ...],  # the kernel's first arguments; the device is theirs
+        tensors: tuple[Tensor, ...],  # the kernel's first arguments
         *scalars: float,  # its next ones
     ) -> None:
-        if self._index is not None and self._index != torch.cuda.current_device():
-            with torch.cuda.device(self._index):
-                self._launch(tensors, scalars)
-        else:
-            self._launch(tensors, scalars)
-
-    def _launch(self, tensors: tuple[Tensor, ...], scalars: tuple[float, ...]) -> None:
         addresses, bits = [tensor.data_ptr() for tensor in tensors], 0
         for address in addresses:
             bits |= address
         if bits & 15:
-            self.kernel[self.grid](*tensors, *scalars, *self.constants, **self.options)
+            self._kernel[self._grid](*tensors, *scalars, *self._constants, **self._options)
         elif self._run_compiled is not None:
-            self._run_compiled(*addresses, *scalars, *self.constants)
+            self._run_compiled(*addresses, *scalars, *self._constants)
         else:
-            compiled = self.kernel[self.grid](*tensors, *scalars, *self.constants, **self.options)
-            self._run_compiled = _runner(compiled, self.grid)
+            compiled = self._kernel[self._grid](*tensors, *scalars, *self._constants, **self._options)
+            self._run_compiled = compiled_launch(compiled, self._grid, self._device_index)
 
 
-def _runner(
+def compiled_launch(
     compiled: Any,  # what a launch returned: a compiled kernel, or None in the interpreter
     grid: tuple[int, ...],
+    device_index: int,
 ) -> Callable[..., None] | None:
-    from triton.compiler import CompiledKernel
+    """A function that launches `compiled` with all the kernel's arguments; None where Triton offers no such way.
 
-    return compiled[grid] if isinstance(compiled, CompiledKernel) else None
+    `compiled[grid]` is Triton's own, but builds a description of each launch for hooks that nearly nobody sets. The
+    launcher beneath it has been called alike since Triton 3.6. Should a later version call it otherwise, Triton's own
+    way is taken: a launcher that cannot parse its arguments raises before it launches.
+    """
+    from triton import knobs
+    from triton.compiler import CompiledKernel
+    from triton.runtime import driver
+
+    if not isinstance(compiled, CompiledKernel):
+        return None
+    with_hooks = compiled[grid]
+    try:
+        launcher, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+        runtime, current_stream = knobs.runtime, driver.active.get_current_stream
+    except AttributeError:
+        return with_hooks
+    direct = True
+
+    def launch(*arguments: Any) -> None:
+        nonlocal direct
+        hooks = getattr(runtime.launch_enter_hook, "calls", True) or getattr(runtime.launch_exit_hook, "calls", True)
+        if direct and not hooks:
+            try:
+                launcher(*grid, current_stream(device_index), function, metadata, None, None, None, *arguments)
+                return
+            except TypeError:
+                direct = False
+        with_hooks(*arguments)
+
+    return launch
 
 
 class ForwardPlan(NamedTuple):
