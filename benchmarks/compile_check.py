@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import torch
 
+from affnet_kernels.backends.triton.compilation import backward_job, compile_job, forward_job
 from affnet_kernels.backends.triton.launch_table import BACKWARD, FORWARD, find_row
-from affnet_kernels.backends.triton.warm import backward_job, compile_job, forward_job
 from affnet_kernels.spec import MixerSpec
 from benchmarks.ptxas import cuda_rows
 

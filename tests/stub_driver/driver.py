@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 SOURCE = Path(__file__).with_name("libcuda.c")
 LIBRARY = "libcuda.so.1"
+RECORDED = 4  # launches, as in libcuda.c
 
 
 def build(
@@ -58,16 +59,16 @@ class Recorder(NamedTuple):
 
     def start(
         self,
-        parameters: int = 0,  # of each launch to record: no more than its kernel has
+        *parameters: int,  # of the first launch to record, of the second, ...: no more than the kernel has
     ) -> None:
-        self.library.stub_record(parameters)
+        self.library.stub_record((ctypes.c_int * RECORDED)(*parameters))
 
     def launches(self) -> list[Launch]:
-        """Those since `start`, the last four at most."""
-        return [Launch.from_buffer_copy(self.library.stub_launch(i).contents) for i in range(self.count())]
-
-    def count(self) -> int:
-        return self.library.stub_launch_count()
+        """Those since `start`."""
+        count = self.library.stub_launch_count()
+        if count > RECORDED:
+            raise RuntimeError(f"expected at most {RECORDED} launches, got {count}")
+        return [Launch.from_buffer_copy(self.library.stub_launch(i).contents) for i in range(count)]
 
 
 def activate() -> Recorder:

@@ -21,16 +21,17 @@ typedef struct {
 
 static Launch launches[kRecordedLaunches];
 static long launch_count = 0;
-static int parameter_count = 0;
+static int parameter_counts[kRecordedLaunches];
 
 // A function handle is an index into these names.
 static char function_names[256][64];
 static uintptr_t function_count = 0;
 
-// For the tests: how many parameters of each launch to record; the launches since then; one of the last of them.
-void stub_record(int parameters) {
+// For the tests: start anew, with the number of parameters to record of each launch; how many launches there were; one
+// of the last of them.
+void stub_record(const int counts[kRecordedLaunches]) {
   launch_count = 0;
-  parameter_count = parameters;
+  memcpy(parameter_counts, counts, sizeof parameter_counts);
 }
 long stub_launch_count(void) { return launch_count; }
 const Launch* stub_launch(long index) { return &launches[index % kRecordedLaunches]; }
@@ -42,12 +43,13 @@ typedef struct {
 } LaunchConfig;
 
 Result cuLaunchKernelEx(const LaunchConfig* config, void* function, void** parameters, void** extra) {
-  Launch* launch = &launches[launch_count++ % kRecordedLaunches];
+  const int slot = launch_count++ % kRecordedLaunches;
+  Launch* launch = &launches[slot];
   memcpy(launch->name, function_names[(uintptr_t)function % 256], sizeof launch->name);
   memcpy(launch->grid, config->grid, sizeof launch->grid);
   launch->threads = config->block[0];
   launch->shared_bytes = config->shared_bytes;
-  for (int i = 0; i < parameter_count; ++i)  // 8 bytes of each; a 32-bit parameter is their low half
+  for (int i = 0; i < parameter_counts[slot]; ++i)  // 8 bytes of each; a 32-bit parameter is their low half
     memcpy(&launch->parameters[i], parameters[i], 8);
   return 0;
 }
@@ -109,8 +111,8 @@ Result cuTensorMapEncodeTiled(void) { return 0; }
 Result cuTensorMapEncodeIm2col(void) { return 0; }
 
 // From Triton 3.9 on.
-Result cuDriverGetVersion(int *version) { return *version = 13000, 0; }
-Result cuDeviceGetCount(int *count) { return *count = 1, 0; }
-Result cuCtxGetDevice(int *device) { return *device = 0, 0; }
-Result cuModuleUnload(void *module) { return 0; }
-Result cuStreamIsCapturing(void *stream, int *status) { return *status = 0, 0; }
+Result cuDriverGetVersion(int* version) { return *version = 13000, 0; }
+Result cuDeviceGetCount(int* count) { return *count = 1, 0; }
+Result cuCtxGetDevice(int* device) { return *device = 0, 0; }
+Result cuModuleUnload(void* module) { return 0; }
+Result cuStreamIsCapturing(void* stream, int* status) { return *status = 0, 0; }

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from affnet_kernels.backends.triton import device
+from affnet_kernels.backends.triton.compilation import warm
 from affnet_kernels.backends.triton.device import interpreted
 from affnet_kernels.backends.triton.launch import backward_plan, forward_plan, passes
 from affnet_kernels.backends.triton.launch_table import BACKWARD, FORWARD, MAX_CHANNELS, MAX_SIZE, find_row
 from affnet_kernels.backends.triton.tile import partial_sums
-from affnet_kernels.backends.triton.warm import warm
 from affnet_kernels.spec import Gradients, MixerSpec, Parameters
 
 __all__ = ["MAX_CHANNELS", "MAX_SIZE", "NAME", "backward", "forward", "interpreted", "unsupported", "warm"]

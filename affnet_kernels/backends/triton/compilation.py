@@ -1,10 +1,11 @@
-"""Compiles kernels ahead of their first launch, into Triton's cache on disk."""
+"""Compiles kernels without launching them: ahead of their first launch, or for a device that is not here."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,38 +16,48 @@ from affnet_kernels.backends.triton.launch_table import BACKWARD, FORWARD, Row, 
 from affnet_kernels.backends.triton.tile import Tile, make_tile
 from affnet_kernels.spec import MixerSpec
 
-POINTER_TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+SCALARS = {"B": ("i32", 2), "programs_per_block": ("i32", 2), "threshold": ("fp32", 0.5)}  # type, and any value
 
 
 def warm(
     specs: Iterable[MixerSpec],
     progress: Callable[[int, int], None] = lambda done, total: None,
-    capability: tuple[int, int] | None = None,
     workers: int | None = None,
 ) -> int:
     """Compiles the kernels that training with `specs` launches, and launches none of them.
 
-    The first call of a size otherwise stops to compile: some 1.5 s forward and 4 s backward. Batch sizes do not matter.
-    Gradients are compiled as a training step needs them, of x and of the parameters.
+    The first call with a new image size, number of channels, dtype or activation otherwise stops to compile: about
+    1.5 s forward and 4 s backward. The batch size does not matter. Compiled kernels are kept in Triton's cache on disk
+    (~/.triton/cache, or TRITON_CACHE_DIR), so that later processes need not compile either.
 
     Args:
-        specs: the calls to come, as `MixerSpec.of(x, w1)`; they must be calls that the kernels support.
-        progress: is called with the numbers of kernels that are done and of all kernels, after each.
-        capability: compute capability to compile for, such as (9, 0); None: that of each spec's device.
-        workers: kernels that are compiled at a time; None: one per CPU core.
+        specs: the calls to come, as `MixerSpec.of(x, w1)`, of CUDA tensors that `unsupported` has no objection to.
+        progress: called after each kernel with how many are done and how many there are.
+        workers: how many kernels to compile at a time; None: one per CPU core.
 
     Returns:
         The number of kernels.
+
+    Raises:
+        RuntimeError: Triton's interpreter is on, or there is no CUDA device.
     """
     if device.interpreted():
         raise RuntimeError("warm: expected Triton's compiler, got its interpreter; unset TRITON_INTERPRET")
-    jobs = {job for spec in specs for job in training_jobs(spec, capability or device.facts(spec.device).capability)}
+    jobs = {(job, spec.device) for spec in specs for job in training_jobs(spec, device.facts(spec.device).capability)}
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # the compiler releases Python's global lock
-        futures = [pool.submit(compile_job, job) for job in jobs]
+        futures = [pool.submit(_warm_job, *job) for job in jobs]
         for done, future in enumerate(as_completed(futures), 1):
             future.result()
             progress(done, len(jobs))
     return len(jobs)
+
+
+def _warm_job(job: Job, on: torch.device) -> None:
+    with device.other_than_current(on) or nullcontext():
+        kernel = job.function()
+        arguments = [SCALARS[name][1] if name in SCALARS else job.pointer_dtype(name) for name in job.variables()]
+        kernel.warmup(*arguments, *job.constants, grid=(1,), **dict(job.options))
 
 
 class Job(NamedTuple):
@@ -57,6 +68,23 @@ class Job(NamedTuple):
     options: tuple[tuple[str, Any], ...]  # Triton's compile options
     dtype: torch.dtype  # of x
     capability: tuple[int, int]
+
+    def function(self) -> Any:  # a triton.jit function
+        from affnet_kernels.kernels import mixer
+
+        return getattr(mixer, self.kernel)
+
+    def variables(self) -> list[str]:
+        """The names of the arguments before the constants."""
+        return self.function().arg_names[: -len(self.constants)]
+
+    def pointer_dtype(
+        self,
+        name: str,  # of an argument
+    ) -> torch.dtype:
+        if name == "matrices_ptr":
+            return torch.float16
+        return self.dtype if name in ("x_ptr", "y_ptr", "dy_ptr", "dx_ptr") else torch.float32
 
 
 def training_jobs(
@@ -96,20 +124,14 @@ def _tile(direction: str, spec: MixerSpec, capability: tuple[int, int]) -> tuple
 def compile_job(
     job: Job,
 ) -> Any:  # Triton's compiled kernel
-    """What Triton compiles at the first launch with aligned tensors: its cache on disk takes the one for the other."""
+    """Compiles for the job's compute capability, which need not be that of a device here, and for aligned tensors."""
     import triton
 
-    from affnet_kernels.kernels import mixer
-
-    kernel = getattr(mixer, job.kernel)
-    names = kernel.arg_names
-    constants = dict(zip(names[-len(job.constants) :], job.constants, strict=True))
-    types = dict.fromkeys(("x_ptr", "y_ptr", "dy_ptr", "dx_ptr"), POINTER_TYPES[job.dtype])
-    types |= {"matrices_ptr": "*fp16", "B": "i32", "programs_per_block": "i32", "threshold": "fp32"}
-    signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, type_ in enumerate(signature.values()) if type_.startswith("*")}
-    source = triton.compiler.ASTSource(
-        kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned
-    )
+    variables, names = job.variables(), job.function().arg_names
+    types = {name: SCALARS[name][0] if name in SCALARS else f"*{TYPES[job.pointer_dtype(name)]}" for name in variables}
+    signature = types | dict.fromkeys(names[len(variables) :], "constexpr")
+    constants = {(len(variables) + i,): value for i, value in enumerate(job.constants)}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(variables) if name not in SCALARS}
+    source = triton.compiler.ASTSource(job.function(), signature, constants, aligned)
     target = triton.backends.compiler.GPUTarget("cuda", 10 * job.capability[0] + job.capability[1], 32)
     return triton.compile(source, target=target, options=dict(job.options))
