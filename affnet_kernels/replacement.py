@@ -133,7 +133,7 @@ def _nothing_to_replace(
 ) -> str:
     got = f"{type(model).__name__} without any"
     if already := sum(isinstance(module, AFFMixer) for module in model.modules()):
-        got = f"{type(model).__name__}, whose {already} mixers are already replaced by AFFMixer"
+        got = f"{type(model).__name__}, whose mixers are already replaced ({already} AFFMixer)"
     if parametrized:
         name, reason = next(iter(parametrized.items()))
         got = f"{name}, a {reason}"
@@ -174,8 +174,9 @@ def _suspicious(
     module: nn.Module,
 ) -> str:
     """Why `module` must be compared before it is replaced; "" if it looks like an adaptive frequency filter."""
-    names = [base.__name__ for base in type(module).__mro__]
-    if not any("channelfirst" in name.lower() for name in names) and any(name.startswith("AFNO") for name in names):
+    names = (base.__name__ for base in type(module).__mro__)
+    name = next((name for name in names if name.startswith("AFNO")), "AFNO2D_channelfirst")
+    if "channelfirst" not in name.lower():
         return "AFNO by its name, which is another operator with the same parameters; check=True compares them"
     fraction = getattr(module, "hard_thresholding_fraction", 1)
     if fraction != 1:
