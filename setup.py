@@ -70,7 +70,7 @@ def extension_arguments() -> dict:
     variants = cpu_variants()
 
     def make_extension(with_cuda: bool, openmp: bool) -> Extension:
-        sources = [ROOT / "csrc" / "extension.cpp", *(ROOT / "csrc" / "cpu").rglob("*.cpp")]
+        sources = [*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc" / "cpu").rglob("*.cpp")]
         sources.remove(CPU_KERNEL)
         macros: list[tuple[str, str]] = [("AFFNET_X86_VARIANTS", "1")] if len(variants) > 1 else []
         flags = {"cxx": [*CXX_FLAGS, *([OPENMP] if openmp else [])]}
@@ -206,7 +206,7 @@ def without_extension(reason: str) -> dict:
     """Arguments for the Python package alone, which records the reason; an error where the extension is required."""
     if is_required():
         raise SystemExit(
-            f"setup.py: expected to build the extension, which FORCE_CUDA or AFFNET_REQUIRE_EXTENSION asks for: {reason}"
+            f"setup.py: expected to build the extension, required by FORCE_CUDA or AFFNET_REQUIRE_EXTENSION: {reason}"
         )
     say(reason)
 

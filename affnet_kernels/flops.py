@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from affnet_kernels import ops  # defines the operators
+from affnet_kernels import ops
 
 _COUNTER = "torch.utils.flop_counter"
 Shape = Sequence[int]
@@ -62,6 +62,7 @@ def backward_flops(
     backend: str | None,
     input_grad: bool,
     parameter_grads: bool,
+    *args: Any,
     **kwargs: Any,
 ) -> int:
     """Two operations for each multiply-add of `mixer_backward`."""

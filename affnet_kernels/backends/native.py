@@ -159,21 +159,21 @@ def read_build_facts(
 @cache
 def warn_of_missing_extension() -> None:
     """Say once that calls which it would serve run on the reference, and why."""
-    if _EXTENSION is None:
+    if EXTENSION is None:
         warnings.warn(f"affnet_kernels: {_WHY_NOT}", RuntimeWarning, stacklevel=2)
 
 
 def build_facts() -> str:
     """How the extension was built, or why there is none, in words."""
-    if _EXTENSION is None:
+    if EXTENSION is None:
         return _WHY_NOT
     facts = read_build_facts(Path(__file__).parents[1])
-    notes = [f"{name} {value or 'no'}" for name, value in _EXTENSION.build_info().items()]
+    notes = [f"{name} {value or 'no'}" for name, value in EXTENSION.build_info().items()]
     notes += ["no OpenMP: the CPU kernel runs on one thread"] if facts.get("openmp") is False else []
     notes += [f"without CUDA, which failed: {facts['cuda_failed']}"] if "cuda_failed" in facts else []
     return ", ".join(notes)
 
 
-_EXTENSION, _WHY_NOT = load_extension()
-CPU = Native("cpu", _EXTENSION, _WHY_NOT)
-CUDA = Native("cuda", _EXTENSION, _WHY_NOT)
+EXTENSION, _WHY_NOT = load_extension()
+CPU = Native("cpu", EXTENSION, _WHY_NOT)
+CUDA = Native("cuda", EXTENSION, _WHY_NOT)
