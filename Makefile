@@ -52,7 +52,7 @@ test: install lint
 
 # Needs no GPU: registers, spills and shared memory of every kernel, from Triton's compiler and from nvcc.
 compile-check: install
-	@$(PYTHON) -m benchmarks.compile_check
+	@$(PYTHON) -m benchmarks.static.compile_check
 
 test-cuda-build:
 	@tests/cuda_build.sh

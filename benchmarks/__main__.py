@@ -62,7 +62,7 @@ def write_report(options: argparse.Namespace) -> int:
 
 def gpu(options: argparse.Namespace) -> int:
     """Everything a CUDA device can give, in nine minutes; 1 if a step failed."""
-    from benchmarks import gpu as driver
+    from benchmarks.gpu_run import driver
 
     return driver.run(driver.steps(options.out, options.stand_in), options.out, options.limit)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import gpu_tables, tables
+from benchmarks import tables
+from benchmarks.gpu_run import tables as gpu_tables
 from benchmarks.plots import draw
 from benchmarks.results import Result, newest, read
 from benchmarks.tables import Rows

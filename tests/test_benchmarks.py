@@ -15,10 +15,8 @@ import torch
 
 from benchmarks import __main__ as cli
 from benchmarks import (
-    claims,
     compare,
     evidence,
-    gpu,
     growth,
     inputs,
     memory,
@@ -26,10 +24,11 @@ from benchmarks import (
     report,
     results,
     run,
-    steps,
     timing,
 )
 from benchmarks.cases import HEADLINE, SHIPPED, SUITES, Case
+from benchmarks.gpu_run import claims, steps
+from benchmarks.gpu_run import driver as gpu
 from benchmarks.measure import Meter
 from benchmarks.tables import Rows, geometric_mean, headlines
 
@@ -384,7 +383,7 @@ def test_steps_beyond_the_time_are_skipped(tmp_path: Path) -> None:
 
 def test_a_run_killed_half_way_leaves_what_it_had(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from benchmarks import gpu\n"
+        "import sys; from pathlib import Path; from benchmarks.gpu_run import driver as gpu\n"
         "p = lambda name, code: gpu.Step(name, 60, (sys.executable, '-c', code))\n"
         "todo = [p('first', 'print(1)'), p('second', 'import time; print(2, flush=True); time.sleep(60)')]\n"
         "gpu.run(todo, Path(sys.argv[1]))\n"
@@ -437,7 +436,7 @@ def test_a_stranger_sees_that_a_stand_in_is_no_gpu_run(stand_in: Path, tmp_path:
 def test_a_machine_without_a_gpu_says_so(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    command = (sys.executable, "-m", "benchmarks.steps", "environment", str(tmp_path))
+    command = (sys.executable, "-m", "benchmarks.gpu_run.steps", "environment", str(tmp_path))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout.startswith("make gpu: expected a CUDA device, got none")

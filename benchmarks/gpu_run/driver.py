@@ -32,7 +32,7 @@ def steps(out: Path, stand_in: bool) -> list[Step]:
 
     def step(letter: str, name: str, seconds: float, *options: str) -> Step:
         rest = (str(out), *(("--stand-in",) if stand_in else ()), *options)
-        return Step(f"({letter}) {name}", seconds, (sys.executable, "-m", "benchmarks.steps", name, *rest))
+        return Step(f"({letter}) {name}", seconds, (sys.executable, "-m", "benchmarks.gpu_run.steps", name, *rest))
 
     suite = 200.0
     return [

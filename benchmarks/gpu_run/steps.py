@@ -1,4 +1,4 @@
-"""The steps of `make gpu`, each `python -m benchmarks.steps NAME OUT`; the last line that one prints is its outcome."""
+"""The steps of `make gpu`, each `python -m benchmarks.gpu_run.steps NAME OUT`; the last line that one prints is its outcome."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from affnet_kernels.backends import explain, reference
 from benchmarks import inputs, run
 from benchmarks.cases import CUDA_BENCH, SUITES, Case
 from benchmarks.environment import ROOT, smi
-from benchmarks.gpu import SKIPPED
+from benchmarks.gpu_run.driver import SKIPPED
 from benchmarks.measure import Meter
 from benchmarks.providers import FUSED, PROVIDERS, THRESHOLD, Call, Unavailable, minimal_bytes
 from benchmarks.results import Result, Writer
@@ -124,7 +124,9 @@ def build(this: Run) -> str:
         extension = subprocess.Popen(command, cwd=ROOT, env=settings)
     count = min(8, os.cpu_count() or 1)
     parts = [
-        subprocess.Popen((sys.executable, "-m", "benchmarks.steps", "warm", str(this.out), "--part", f"{part}/{count}"))
+        subprocess.Popen(
+            (sys.executable, "-m", "benchmarks.gpu_run.steps", "warm", str(this.out), "--part", f"{part}/{count}")
+        )
         for part in range(count)
     ]
     codes = [part.wait() for part in parts]
@@ -287,7 +289,17 @@ def sanitizer(this: Run) -> str:
     settings = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     end = time.monotonic() + 85
     for name in ("memcheck", "racecheck", "initcheck"):
-        command = (tool, "--tool", name, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.steps", "calls")
+        command = (
+            tool,
+            "--tool",
+            name,
+            "--error-exitcode",
+            "9",
+            sys.executable,
+            "-m",
+            "benchmarks.gpu_run.steps",
+            "calls",
+        )
         try:
             limit = max(1.0, end - time.monotonic())
             code = subprocess.run((*command, str(this.out)), env=settings, timeout=limit, check=False).returncode
@@ -342,7 +354,7 @@ STEPS: dict[str, Callable[[Run], str]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_run.steps", description=__doc__)
     parser.add_argument("step", choices=[*STEPS, "warm"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--stand-in", action="store_true")

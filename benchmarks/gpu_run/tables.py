@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.claims import CLAIMS, Lookup, shown
+from benchmarks.gpu_run.claims import CLAIMS, Lookup, shown
 from benchmarks.tables import NAMES, Rows, markdown, microseconds
 
 
