@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from benchmarks.results import Result
+from benchmarks.cases import COMPILED, PASSES
+from benchmarks.results import UNTIMED, Result
 
-COMPILED = ("compile", "compile-autotune")
-FORWARD, BOTH = "forward", "forward+backward"
+FORWARD, BOTH = PASSES
 Measure = Callable[["Lookup"], float | None]
 
 
@@ -39,11 +39,11 @@ def shown(value: float | None, unit: str) -> str:
 
 
 class Lookup:
-    """Good rows by shape, type, pass and provider, whatever their suite."""
+    """Good rows with SiLU by shape, type, pass and provider, whatever their suite."""
 
     def __init__(self, rows: Iterable[Result]) -> None:
         self.rows = [row for row in rows if row.status == "OK"]
-        timed = [row for row in self.rows if row.suite not in ("launches", "inverse-transform", "machine", "step")]
+        timed = [row for row in self.rows if row.suite not in UNTIMED and row.activation == "silu"]
         self._timed = {(r.channels, r.height, r.batch, r.dtype, r.direction, r.provider): r for r in timed}
 
     def row(self, shape: tuple[int, int, int], dtype: str, direction: str, providers: Iterable[str]) -> Result | None:
@@ -87,7 +87,7 @@ def less_memory(provider: str, shape: tuple[int, int, int], dtype: str, directio
 def most_launches(provider: str, direction: str) -> Measure:
     def measure(rows: Lookup) -> float | None:
         counted = [r for r in rows.rows if (r.suite, r.provider, r.direction) == ("launches", provider, direction)]
-        return max((row.launches for row in counted if row.device_type == "cuda"), default=None)
+        return max((row.launches for row in counted if row.device_type == "cuda" and row.launches > 0), default=None)
 
     return measure
 
