@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import inputs, timing
+from benchmarks.accuracy import worst_error
 from benchmarks.cases import EAGER, Case
 from benchmarks.environment import facts, sm_clock
 from benchmarks.memory import peak_bytes
@@ -31,15 +32,6 @@ from benchmarks.providers import (
     mixer_flops,
 )
 from benchmarks.results import Result, blank
-
-# Relative L2 error of y - x in float32. The other mixers sum over thousands of tokens, in whatever order.
-FORWARD_BOUND, OTHER_BOUND = 1e-6, 1e-5
-# A ReLU or soft-shrink gate within rounding of its kink may flip: about sqrt(2e-7) of a gradient's norm. One that flips
-# at a low frequency, where a photograph has its energy, can move a gradient by more. That depends on the input, a wrong
-# gradient does not: where the first input exceeds the bound, a second one decides.
-GRADIENT_BOUND = 2e-3
-# 16-bit: the error of y as a multiple of that of rounding the float64 answer, plus a constant.
-ROUNDING_FACTOR, ROUNDING_EXTRA, ROUNDING_EXTRA_OTHER, ROUNDING_EXTRA_GRADIENT = 1.25, 1e-3, 2e-2, 1e-2
 
 
 class Meter:
@@ -196,14 +188,6 @@ class Bench:
             self._calls[name, case] = Call(function, x, provider.parameters(case, device), dy)
         return self._calls[name, case]
 
-    def _baseline(self, provider: Provider) -> tuple[str, str, Case]:
-        """What the ratios compare with: in words, and as a provider and a case."""
-        field, value = self._case.against
-        if field == "provider":
-            return str(value), str(value), self._case
-        case = self._case._replace(**{field: value})
-        return f"{provider.name}, {field}={value}", provider.name, case
-
     def _first_call(self, provider: Provider, call: Call) -> tuple[Tensor, ...]:
         if not provider.compiles:
             return call()
@@ -215,10 +199,9 @@ class Bench:
             self._meter.compile_seconds -= time.perf_counter() - start
 
     def _error(self, provider: Provider, got: tuple[Tensor, ...], seed: int) -> tuple[float, float]:
-        """The error of the answer for one input, and the bound it must keep."""
-        case, device = self._case, self._meter.device
+        """The error of the answer for one input, and the bound that it must keep."""
+        case, device, mixer = self._case, self._meter.device, provider.kind == "mixer"
         x = inputs.feature_map(case, device, seed) if seed else self._x
-        mixer = provider.kind == "mixer"
         truth = self._truths.get(seed) if mixer else None
         if truth is None:
             dy = inputs.cotangent(x) if case.direction != "forward" else None
@@ -226,27 +209,7 @@ class Bench:
                 truth = exact(provider, case, x, provider.parameters(case, device), dy)
         if mixer:
             self._truths[seed] = truth
-        y_error = y_bound = 0.0
-        if provider.kind == "copy":
-            y_error = _distance(got[0], truth[0])
-        elif x.dtype.itemsize > 2:
-            wide = x.double()
-            y_error = _distance(got[0].double() - wide, truth[0] - wide)
-            y_bound = FORWARD_BOUND if mixer else OTHER_BOUND
-        else:
-            extra = ROUNDING_EXTRA if mixer else ROUNDING_EXTRA_OTHER
-            y_error, y_bound = _distance(got[0], truth[0]), _rounded(truth[0], got[0].dtype, extra)
-        worst = y_error, y_bound
-        for gradient, right in zip(got[1:], truth[1:], strict=True):
-            bound = GRADIENT_BOUND
-            if gradient.dtype.itemsize == 2 or x.dtype.itemsize == 2:
-                bound = _rounded(right, x.dtype, ROUNDING_EXTRA_GRADIENT if mixer else ROUNDING_EXTRA_OTHER)
-            candidate = _distance(gradient, right), bound
-            if not candidate[0] <= bound:
-                return candidate
-            if worst[0] <= worst[1]:
-                worst = max(worst, candidate)
-        return worst
+        return worst_error(provider.kind, x, got, truth)
 
     def _baseline(self, provider: Provider) -> tuple[str, str, Case]:
         """What the ratios compare with: in words, and as a provider's name and a case."""
@@ -316,19 +279,6 @@ def _spread(prefix: str, q: timing.Quantiles) -> dict[str, float]:
 
 def _ratios(q: timing.Quantiles) -> dict[str, float]:
     return {f"ratio_{name}": value for name, value in q._asdict().items()}
-
-
-def _distance(got: Tensor, truth: Tensor) -> float:
-    """Relative L2 distance; infinite for anything that is not finite."""
-    scale = truth.norm().item()
-    difference = (got.double() - truth).norm().item()
-    if difference == 0:
-        return 0.0
-    return difference / scale if math.isfinite(difference) and scale > 0 else math.inf
-
-
-def _rounded(truth: Tensor, dtype: torch.dtype, extra: float) -> float:
-    return ROUNDING_FACTOR * _distance(truth.to(dtype), truth) + extra
 
 
 def one_line(error: BaseException) -> str:

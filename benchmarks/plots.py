@@ -57,7 +57,7 @@ def complexity(plt: Any, rows: Rows) -> Any:
     sweep = [row for row in rows.all if row.suite.startswith("sweep") and row.status == "OK"]
     if not sweep:
         return None
-    dtype = "bfloat16" if any(row.dtype == "bfloat16" for row in sweep) else "float32"
+    dtype = sweep[-1].dtype
     sweep = [row for row in sweep if row.dtype == dtype]
     fits = {(fit.provider, fit.direction): fit.exponent for fit in exponents(sweep)}
     directions = list(dict.fromkeys(row.direction for row in sweep))

@@ -8,15 +8,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from affnet_kernels import MixerSpec, available_backends, fused_aff_mixer
 from affnet_kernels.backends import reference, select
 from affnet_kernels.spec import Parameters
 from benchmarks.cases import COMPILED, Case
 from benchmarks.inputs import dense_parameters, mixer_parameters
+from benchmarks.mixers import attention, clone, depthwise, fft_convolution, fft_size, flash_attention, token_mlp
 
 THRESHOLD = 0.01
 MAX_PARAMETER_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
@@ -41,9 +40,6 @@ class Provider(NamedTuple):
     @property
     def compiles(self) -> bool:
         return self.name in COMPILED
-
-
-# The mixer.
 
 
 def eager(case: Case, device: str = "") -> Function:
@@ -110,69 +106,6 @@ def compiled(name: str, mode: str | None) -> Callable[[Case, str], Function]:
     return build
 
 
-# Other global mixers, each with the residual.
-
-
-def attention(
-    x: Tensor,  # [B, C, H, W]
-    qkv: Tensor,  # [3C, C]
-    out: Tensor,  # [C, C]
-) -> Tensor:  # [B, C, H, W]
-    """Softmax self-attention over the tokens, with its projections."""
-    batch, channels, height, width = x.shape
-    heads = head_count(channels)
-    tokens = x.flatten(2).transpose(1, 2)
-    q, k, v = F.linear(tokens, qkv).view(batch, -1, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    return F.linear(mixed, out).transpose(1, 2).reshape(batch, channels, height, width) + x
-
-
-def flash_attention(x: Tensor, qkv: Tensor, out: Tensor) -> Tensor:
-    """The same with PyTorch's flash kernel and no other."""
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        return attention(x, qkv, out)
-
-
-def head_count(channels: int) -> int:
-    """Heads of 32 channels, or of the nearest size that divides C, multiples of 8 first: flash kernels pad others."""
-    sizes = [size for size in range(16, 65) if channels % size == 0] or [channels]
-    best = min(sizes, key=lambda size: (size % 8 != 0, abs(size - 32)))
-    return channels // best
-
-
-def depthwise(
-    x: Tensor,  # [B, C, H, W]
-    kernel: Tensor,  # [C, 1, kernel height, kernel width]
-) -> Tensor:  # [B, C, H, W]
-    """A static depthwise convolution as large as the map, zero padding."""
-    padding = kernel.shape[2] // 2, kernel.shape[3] // 2
-    return F.conv2d(x, kernel, padding=padding, groups=x.shape[1]) + x
-
-
-def token_mlp(
-    x: Tensor,  # [B, C, H, W]
-    w1: Tensor,  # [N, N]
-    w2: Tensor,  # [N, N]
-) -> Tensor:  # [B, C, H, W]
-    """MLP-Mixer's token mixing, with as many hidden units as tokens."""
-    return F.linear(F.gelu(F.linear(x.flatten(2), w1)), w2).view_as(x) + x
-
-
-def fft_convolution(
-    x: Tensor,  # [B, C, H, W]
-    kernel: Tensor,  # [C, kernel height, kernel width]
-) -> Tensor:  # [B, C, H, W]
-    """What nvSubquadratic's fused_fft_conv2d computes: a static depthwise convolution through zero-padded FFTs."""
-    height, width = x.shape[-2:]
-    size = _fft_size(height, width)
-    product = torch.fft.rfft2(x, s=(size, size)) * torch.fft.rfft2(kernel, s=(size, size))
-    return torch.fft.irfft2(product, s=(size, size))[..., size // 2 :, size // 2 :][..., :height, :width] + x
-
-
-def _fft_size(height: int, width: int) -> int:
-    return 2 << (max(height, width) - 1).bit_length()  # twice the next power of two
-
-
 def fused_fft_convolution(case: Case, device: str) -> Function:
     """nvSubquadratic's kernel: one launch forward, the filter's spectrum being known; the whole call with backward."""
     if importlib.util.find_spec("subquadratic_ops_torch") is None:
@@ -181,7 +114,7 @@ def fused_fft_convolution(case: Case, device: str) -> Function:
         from subquadratic_ops_torch import fused_fft_conv2d as library
     except ImportError as error:
         raise Unavailable(f"subquadratic_ops_torch does not offer fused_fft_conv2d: {error}") from error
-    size = _fft_size(case.height, case.width)
+    size = fft_size(case.height, case.width)
     if size > 128:
         raise Unavailable(f"fused_fft_conv2d takes maps of up to 64 x 64, got {case.height} x {case.width}")
     if case.direction != "forward":
@@ -213,11 +146,6 @@ def _token_mlp_parameters(case: Case, device: str) -> tuple[Tensor, ...]:
     if size > MAX_PARAMETER_BYTES[device]:
         raise Unavailable(f"its weights for {case.tokens} tokens take {size / 2**30:.1f} GiB")
     return dense_parameters(case, device, *(2 * ((case.tokens, case.tokens),)))
-
-
-def clone(x: Tensor) -> Tensor:
-    """The same bytes in and out, and nothing else."""
-    return x.clone()
 
 
 def _mixer(

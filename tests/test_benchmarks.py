@@ -23,6 +23,7 @@ from benchmarks import (
     growth,
     inputs,
     memory,
+    mixers,
     providers,
     report,
     results,
@@ -30,8 +31,8 @@ from benchmarks import (
     timing,
 )
 from benchmarks.cases import HEADLINE, SHIPPED, SUITES, Case
-from benchmarks.gpu_run import claims, driver, plan, steps
-from benchmarks.measure import Meter
+from benchmarks.gpu_run import checks, claims, context, driver, plan, steps
+from benchmarks.measure import Bench, Meter
 from benchmarks.tables import Rows, cliffs_table, headlines, relative_table
 
 TINY = Case("headline", 2, 16, 8, 8)
@@ -552,19 +553,19 @@ def test_the_plan_fits_into_nine_minutes(capsys: pytest.CaptureFixture[str]) -> 
     assert all(step.name in said and step.shows in said for step in plan.PLAN)
 
 
-def _steps_run(folder: Path) -> steps.Run:
-    return steps.Run(folder, stand_in=True, arguments=["0/1"])
+def _steps_run(folder: Path) -> context.Run:
+    return context.Run(folder, stand_in=True, arguments=["0/1"])
 
 
 def test_one_case_that_does_not_compile_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = steps._call
+    real = steps.call
 
     def call(provider: str, case: Case, device: str) -> providers.Call:
         if case.dtype == "float32":
             raise RuntimeError("no such instruction\nand a long story")
         return real("eager", case, device)
 
-    monkeypatch.setattr(steps, "_call", call)
+    monkeypatch.setattr(steps, "call", call)
     steps.warm(_steps_run(tmp_path))
     rows = [row for row in results.read([tmp_path / "results.csv"]) if row.suite == "warm"]
     assert [(row.dtype, row.status) for row in rows] == [("float32", "FAIL"), ("float16", "OK")]
@@ -585,9 +586,9 @@ def test_a_build_that_compiled_nothing_or_not_all_fails(
 
 
 def test_a_profiler_without_events_fails_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "_profile", lambda this, call: (0, 0.0, {}))
+    monkeypatch.setattr(checks, "profile_call", lambda this, made: (0, 0.0, {}))
     with pytest.raises(RuntimeError, match="the profiler recorded no kernel"):
-        steps.launches(_steps_run(tmp_path))
+        checks.launches(_steps_run(tmp_path))
     rows = [row for row in results.read([tmp_path / "results.csv"]) if row.suite == "launches"]
     assert {row.status for row in rows} == {"FAIL"}
 
@@ -596,7 +597,7 @@ def test_a_machine_without_a_sanitizer_skips_it(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(steps.shutil, "which", lambda name: None)
     this = _steps_run(tmp_path)
     this.stand_in = False
-    with pytest.raises(steps.Skip, match="compute-sanitizer is not on PATH"):
+    with pytest.raises(context.Skip, match="compute-sanitizer is not on PATH"):
         steps.sanitizer(this)
 
 
@@ -675,7 +676,7 @@ def test_the_overhead_is_the_call_less_the_kernel(meter: Meter) -> None:
         pytest.skip(call.reason)
     assert (kernel.status, call.status, call.baseline) == ("OK", "OK", "kernel")
     assert 0 < call.ratio_p50 < 1  # the public call takes longer than its kernel
-    assert re.search(r"\| kernel \|", relative_table(Rows([call])))
+    assert re.search(r"\| +kernel \|", relative_table(Rows([call])))
 
 
 def test_ratios_compare_with_the_same_backend_on_the_changed_case(meter: Meter) -> None:
@@ -759,4 +760,19 @@ def test_the_fft_convolution_is_the_library_s() -> None:
     x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
     kernel = torch.zeros(3, 16, 16, dtype=torch.float64)
     kernel[:, 8, 8] = 1
-    torch.testing.assert_close(providers.fft_convolution(x, kernel), 2 * x)
+    torch.testing.assert_close(mixers.fft_convolution(x, kernel), 2 * x)
+
+
+def test_the_protocol_of_a_cuda_device_fills_every_column(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a CPU's calls in the part of the device's: what no machine here can run must not fail on its first one."""
+    monkeypatch.setattr(timing, "input_sets", lambda call_bytes: 3)
+    monkeypatch.setattr(timing, "device_times", lambda runs, cold, seconds: ("graph", [float(len(runs))] * 3))
+    monkeypatch.setattr(timing, "call_times", lambda run, seconds: [9.0] * 3)
+    monkeypatch.setattr(Bench, "_on_cpu", Bench._on_cuda)
+    monkeypatch.setattr(meter, "cold", object())
+    relu, silu = (case for case in cases.cases("activations-cuda", ((2, 16, 8, 8),), activations=("relu", "silu"),
+                  directions=("forward",), against=("activation", "relu")))  # fmt: skip
+    eager, auto = meter.run(relu, ("eager", "auto"))
+    assert (eager.status, auto.status, auto.baseline, auto.ratio_p50) == ("OK", "OK", "eager", 1.0)
+    (row,) = meter.run(silu, ("auto",))
+    assert (row.status, row.baseline, row.ratio_p50, row.call_p50_us) == ("OK", "auto, activation=relu", 1.0, 9.0)
