@@ -141,18 +141,6 @@ CPU_SUITES = (
         ("kernel", *FUSED),
     ),
     Suite(
-        "activations",
-        "the headline's SiLU, and GELU, against ReLU",
-        cases("activations", EXAMPLES, activations=("relu", "silu", "gelu"), against=("activation", "relu")),
-        FUSED,
-    ),
-    Suite(
-        "dtypes",
-        "float16 and bfloat16 against float32",
-        cases("dtypes", EXAMPLES, dtypes=("float32", "float16", "bfloat16"), against=("dtype", "float32")),
-        FUSED,
-    ),
-    Suite(
         "threads",
         "two threads against one",
         cases("threads", square((128, 32, 8)), threads=(1, 2), against=("threads", 1)),
@@ -171,10 +159,23 @@ CPU_SUITES = (
         ("eager", *FUSED, *COMPILED),
     ),
     Suite(
+        "activations",
+        "the headline's SiLU, and GELU, against ReLU",
+        cases("activations", EXAMPLES, activations=("relu", "silu", "gelu"), against=("activation", "relu")),
+        FUSED,
+    ),
+    Suite(
+        "dtypes",
+        "float16 and bfloat16 against float32",
+        cases("dtypes", EXAMPLES, dtypes=("float32", "float16", "bfloat16"), against=("dtype", "float32")),
+        FUSED,
+    ),
+    Suite(
         "mixers",
         "the mixer against the global mixers that it replaces, one shape of each map size",
         cases("mixers", EXAMPLES),
         ("eager", *FUSED, "clone", *MIXERS),
+        default=False,
     ),
     Suite(
         "cliffs",

@@ -105,6 +105,6 @@ def note(rows: Sequence[Result]) -> str:
         f"{device}; torch {torch}, triton {triton}, affnet_kernels {package} at {commit}"
         for device, torch, triton, package, commit in runs
     ]
-    values = {what: sorted({getattr(row, what) for row in timed} - {""}) for what in ("input", "activation")}
-    said += [f"{what}: {' and '.join(found)}" for what, found in values.items() if found]
+    said += [f"input: {' and '.join(found)}"] if (found := sorted({row.input for row in timed} - {""})) else []
+    said += ["SiLU where no activation is named"] if any(row.activation == "silu" for row in timed) else []
     return "; ".join(said)

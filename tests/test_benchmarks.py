@@ -776,3 +776,10 @@ def test_the_protocol_of_a_cuda_device_fills_every_column(meter: Meter, monkeypa
     assert (eager.status, auto.status, auto.baseline, auto.ratio_p50) == ("OK", "OK", "eager", 1.0)
     (row,) = meter.run(silu, ("auto",))
     assert (row.status, row.baseline, row.ratio_p50, row.call_p50_us) == ("OK", "auto, activation=relu", 1.0, 9.0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 1), (256, 1), (1, 511), (1, 4096), (2, 1024), (31, 31)])
+def test_every_awkward_size_has_an_input(height: int, width: int) -> None:
+    x = inputs.feature_map(Case("cliffs", 1, 8, height, width))
+    assert x.shape == (1, 8, height, width)
+    assert torch.isfinite(x).all()
