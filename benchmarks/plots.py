@@ -212,9 +212,13 @@ def cliffs(plt: Any, rows: Rows) -> Any:
     axis.set_xscale("log")
     low, high = (f(row.ratio_p50 for row in found) for f in (min, max))
     axis.set_xlim(min(0.7, 0.7 * low), 1.5 * max(high, 1.5))
-    axis.xaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}")
-    axis.xaxis.set_minor_formatter(lambda ratio, _: "")
+    ticks = [
+        ratio for ratio in (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32) if 0.7 * low < ratio < 1.5 * high or ratio == 1
+    ]
+    axis.set_xticks(ticks, [f"{ratio:g}" for ratio in ticks])
+    axis.set_xticks([], minor=True)
     axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(-0.7, len(names) - 0.3)
     axis.invert_yaxis()
     axis.set_xlabel("times faster than eager (black: slower)")
     axis.set_title("Awkward sizes, backend chosen automatically: channels@map", fontsize=11, pad=20)

@@ -99,7 +99,7 @@ def fused_table(rows: Rows) -> str:
     """Fused against eager: a line for each case, pass and backend, from the first suite that has it."""
     found: dict[str, Result] = {}
     for suite in rows.timed_suites():
-        if not suite.startswith("sweep"):
+        if suite != "cliffs" and not suite.startswith("sweep"):
             for row in rows.good(suite, FUSED):
                 if rows.beside(row, "eager"):
                     found.setdefault(label(row, row.provider), row)
