@@ -12,7 +12,7 @@ from affnet_kernels.spec import MixerSpec
 class Row(NamedTuple):
     """A launch configuration, and the calls it is for: the first row of a table that fits is taken.
 
-    Registers and spills are those of `python -m benchmarks.static.compile_check`; no row has been timed on a GPU yet.
+    Registers and spills are those of `python -m benchmarks.compile_check`; no row has been timed on a GPU yet.
     """
 
     bits: int  # of x's type: 16, 32, or 0 for both
@@ -29,7 +29,7 @@ class Row(NamedTuple):
     why: str
 
 
-# Forward times on an H200 at batch 64, 8 blocks, in us, by `python -m benchmarks.static.predict`: three ceilings, and a guess,
+# Forward times on an H200 at batch 64, 8 blocks, in us, by `python -m benchmarks.predict`: three ceilings, and a guess,
 # twice the highest and a launch.
 # map         C  type        MB  GFLOP  bytes  matrix  issue   predicted  measured
 # 32x32      64  bfloat16  16.8   1.95    3.9     3.2   14.8          33  not measured on a GPU
