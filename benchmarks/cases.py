@@ -225,7 +225,14 @@ CUDA_SUITES = (
             *cases("compiled-cuda", CUDA_EXAMPLES[:1], dtypes=BOTH),
             *cases("compiled-cuda", CUDA_LARGE),
         ),
-        ("eager", *FUSED, *COMPILED),
+        ("eager", *FUSED, "compile"),
+        "cuda",
+    ),
+    Suite(
+        "autotuned-cuda",
+        "the mixer against the forms of torch.compile that take longer to compile",
+        cases("autotuned-cuda", (*CUDA_EXAMPLES[:1], *CUDA_LARGE)),
+        ("eager", *FUSED, "compile-complex", "compile-autotune"),
         "cuda",
     ),
     Suite(

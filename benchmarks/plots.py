@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def draw(rows: Rows, folder: Path, note: str) -> list[Path]:
         figure = picture(plt, rows)
         if figure is None:
             continue
-        figure.text(0.01, -0.01, note, fontsize=7.5, color="#555555", va="top")
+        figure.text(0.01, -0.01, textwrap.fill(note, 150), fontsize=7.5, color="#555555", va="top")
         path = folder / f"{picture.__name__}.png"
         figure.savefig(path, bbox_inches="tight")
         plt.close(figure)
@@ -142,10 +143,9 @@ def speedup(plt: Any, rows: Rows) -> Any:
                 error_kw={"elinewidth": 1, "ecolor": "#444444", "capsize": 2},
                 label=f"{NAMES[provider]}, {direction}",
             )
-            for x, row in zip(xs, chosen, strict=True):
-                colour = "white" if direction == "forward" else "black"
-                at = axis.get_xaxis_transform()  # y as a share of the axis: at the foot of the bar
-                axis.text(x, 0.02, f"{row.ratio_p50:.1f}", transform=at, color=colour, fontsize=8, ha="center")
+            for x, row, above in zip(xs, chosen, high, strict=True):
+                at = (x, row.ratio_p50 + above)
+                axis.annotate(f"{row.ratio_p50:.1f}", at, (0, 2), textcoords="offset points", fontsize=8, ha="center")
         axis.axhline(1, color="#3a6ea5", linewidth=1.5, label="eager reference")
         axis.set_xticks(range(len(cases)), [f"{case}\nB={batch}" for case, batch in cases], fontsize=9)
         axis.set_xlim(-0.6, len(cases) - 0.4)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from statistics import geometric_mean
 
 from benchmarks.cases import COMPILED, FUSED, PASSES
 from benchmarks.growth import UPPER_PART, exponents
@@ -32,19 +32,28 @@ NAMES = {
 RELATIVE = ("activations", "dtypes", "overhead", "threads", "activations-cuda", "dtypes-cuda")
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns, the first text and the others numbers; empty without rows."""
+def markdown(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    words: int = 1,  # how many columns, the first ones, hold words and not numbers
+) -> str:
+    """A Markdown table with aligned columns; empty without rows."""
     lines = [list(header), *(list(row) for row in rows)]
     if len(lines) == 1:
         return ""
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
-        rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
-        return f"| {' | '.join((cells[0].ljust(widths[0]), *rest))} |"
+        padded = (
+            cell.ljust(width) if column < words else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return f"| {' | '.join(padded)} |"
 
-    rule = f"|{'-' * (widths[0] + 2)}|{''.join('-' * (width + 1) + ':|' for width in widths[1:])}"
-    return "\n".join([line(lines[0]), rule, *(line(cells) for cells in lines[1:])])
+    rule = "".join(
+        f"{'-' * (width + 2)}|" if column < words else f"{'-' * (width + 1)}:|" for column, width in enumerate(widths)
+    )
+    return "\n".join([line(lines[0]), f"|{rule}", *(line(cells) for cells in lines[1:])])
 
 
 def microseconds(value: float) -> str:
@@ -192,6 +201,14 @@ def growth_table(rows: Rows) -> str:
 
 def headlines(rows: Rows) -> list[str]:
     """Sentences with the figures that matter most."""
+    tried = [row for row in rows.all if row.provider in FUSED and row.suite not in UNTIMED]
+    if tried and not any(row.status == "OK" for row in tried):
+        return [f"No fused backend ran: {tried[0].reason}."]
+    parts = (speedups, against_plain, _single, _overheads, _relative, two_threads, cliffs, memory, growth, _arithmetic)
+    return [sentence for part in parts for sentence in part(rows)]
+
+
+def speedups(rows: Rows) -> list[str]:
     said = []
     for suite, what in (("headline", ""), ("relu", " with ReLU"), ("shipped", "")):
         for direction in PASSES:
@@ -199,61 +216,78 @@ def headlines(rows: Rows) -> list[str]:
                 found = rows.good(suite, (provider,), direction=direction)
                 if ratios := [row.ratio_p50 for row in found if math.isfinite(row.ratio_p50)]:
                     said.append(
-                        f"{NAMES[provider]}{what}, {direction}: {statistics.geometric_mean(ratios):.2f}x eager, "
-                        f"geometric mean over {len(ratios)} cases (lowest {min(ratios):.2f}x, "
-                        f"highest {max(ratios):.2f}x)."
+                        f"{NAMES[provider]}{what}, {direction}: {geometric_mean(ratios):.2f}x eager, geometric mean "
+                        f"over {len(ratios)} cases (lowest {min(ratios):.2f}x, highest {max(ratios):.2f}x)."
                     )
-    plain = ("eager", *COMPILED, "eager-graph")
-    for suite in ("compiled", "compiled-cuda"):
+    return said
+
+
+def against_plain(rows: Rows) -> list[str]:
+    """The fastest that PyTorch makes of the formula, case by case."""
+    said = []
+    for suite in ("compiled", "compiled-cuda", "autotuned-cuda"):
         for direction in PASSES:
             ratios, names = [], set()
             for row in rows.good(suite, FUSED, direction=direction):
-                others = [other for name in plain if (other := rows.beside(row, name))]
+                others = [other for name in ("eager", *COMPILED, "eager-graph") if (other := rows.beside(row, name))]
                 names |= {NAMES[other.provider] for other in others}
                 ratios += [min(other.p50_us for other in others) / row.p50_us] if others else []
             if ratios:
                 said.append(
-                    f"Against the best of {', '.join(sorted(names))}, {direction}: "
-                    f"{statistics.geometric_mean(ratios):.2f}x, geometric mean over {len(ratios)} cases."
+                    f"Against the best of {', '.join(sorted(names))}, {direction}: {geometric_mean(ratios):.2f}x, "
+                    f"geometric mean over {len(ratios)} cases."
                 )
+    return said
+
+
+def _single(rows: Rows) -> list[str]:
+    said = []
     for row in rows.good("single", FUSED):
         others = [(NAMES[name], other) for name in ("attention", "token-mlp") if (other := rows.beside(row, name))]
         beside = "".join(f", {other.p50_us / row.p50_us:.2f}x {name}" for name, other in others)
         said.append(f"Batch 1, {row.case}, {row.direction}: {row.ratio_p50:.2f}x eager{beside} ({row.p50_us:.0f} µs).")
-    said += [
+    return said
+
+
+def _overheads(rows: Rows) -> list[str]:
+    return [
         f"Call overhead above the kernel, batch 1, {row.case}, {row.direction}: "
         f"{row.p50_us * (1 - row.ratio_p50):.0f} µs of {row.p50_us:.0f} µs."
         for row in rows.good("overhead", FUSED)
     ]
-    for suite in ("activations", "dtypes"):
-        for field in dict.fromkeys(getattr(row, suite[:-1]) for row in rows.good(suite, FUSED)):
-            for direction in PASSES:
-                found = rows.good(suite, FUSED, direction=direction, **{suite[:-1]: field})
-                ratios = [1 / row.ratio_p50 for row in found if "=" in row.baseline]
-                if ratios:
-                    said.append(
-                        f"{field}, {direction}: {statistics.geometric_mean(ratios):.2f} times the time of "
-                        f"{found[0].baseline.split('=')[1]} (highest {max(ratios):.2f})."
-                    )
-    said += [
-        f"Two threads, B={row.batch}, {row.case}, {row.direction}: {row.ratio_p50:.2f}x one thread."
-        for row in rows.good("threads", FUSED, threads=2)
-    ]
-    cliffs = rows.good("cliffs", ("auto",))
-    if cliffs:
-        slower = [f"{row.case} {row.direction} ({row.ratio_p50:.2f}x)" for row in cliffs if row.ratio_p50 < 1]
-        said.append(
-            f"Awkward sizes: automatic choice is slower than eager on {len(slower)} of {len(cliffs)}"
-            f"{': ' if slower else ''}{', '.join(slower)}."
-        )
-    said += _memory(rows) + _arithmetic(rows)
-    tried = [row for row in rows.all if row.provider in FUSED and row.suite not in UNTIMED]
-    if tried and not any(row.status == "OK" for row in tried):
-        said.append(f"No fused backend ran: {tried[0].reason}.")
+
+
+def _relative(rows: Rows) -> list[str]:
+    said = []
+    for suite, field in (("activations", "activation"), ("dtypes", "dtype")):
+        found = [row for row in rows.good(suite, FUSED) if "=" in row.baseline]
+        for value, direction in dict.fromkeys((getattr(row, field), row.direction) for row in found):
+            same = [row for row in found if (getattr(row, field), row.direction) == (value, direction)]
+            ratios = [1 / row.ratio_p50 for row in same]
+            said.append(
+                f"{value}, {direction}: {geometric_mean(ratios):.2f} times the time of "
+                f"{same[0].baseline.split('=')[1]} (highest {max(ratios):.2f})."
+            )
     return said
 
 
-def _memory(rows: Rows) -> list[str]:
+def two_threads(rows: Rows) -> list[str]:
+    return [
+        f"Two threads, B={row.batch}, {row.case}, {row.direction}: {row.ratio_p50:.2f}x one thread."
+        for row in rows.good("threads", FUSED, threads=2)
+    ]
+
+
+def cliffs(rows: Rows) -> list[str]:
+    found = rows.good("cliffs", ("auto",))
+    slower = [f"{row.case} {row.direction} ({row.ratio_p50:.2f}x)" for row in found if row.ratio_p50 < 1]
+    if not found:
+        return []
+    named = f": {', '.join(slower)}" if slower else ""
+    return [f"Awkward sizes: automatic choice is slower than eager on {len(slower)} of {len(found)}{named}."]
+
+
+def memory(rows: Rows) -> list[str]:
     pairs = [(row, rows.beside(row, "eager")) for row in rows.good("threads", FUSED, threads=1)]
     return [
         f"Peak extra memory, B={row.batch}, {row.case}, {row.direction}: {row.peak_bytes / 2**20:.1f} MiB, "
@@ -263,12 +297,20 @@ def _memory(rows: Rows) -> list[str]:
     ]
 
 
+def growth(rows: Rows) -> list[str]:
+    fits = [fit for fit in exponents(rows.all) if fit.direction == "forward" and fit.provider != "clone"]
+    if not fits:
+        return []
+    powers = ", ".join(f"{NAMES[fit.provider]} N^{fit.exponent:.2f}" for fit in sorted(fits, key=lambda f: f.exponent))
+    return [f"Growth of the forward time with N tokens, from N = {UPPER_PART:,}: {powers}."]
+
+
 def _arithmetic(rows: Rows) -> list[str]:
     peaks = [row.gflop_per_s for row in rows.good("machine", ("matmul",))]
     rates = [row.gflop_per_s for row in rows.good("headline", ("cpu",), direction="forward")]
     if not (peaks and rates):
         return []
-    mean = statistics.geometric_mean(rates)
+    mean = geometric_mean(rates)
     return [
         f"Useful operations: {mean:.0f} GFLOP/s of the {max(peaks):.0f} GFLOP/s of a matrix product "
         f"({mean / max(peaks):.0%}; {min(rates) / max(peaks):.0%} to {max(rates) / max(peaks):.0%})."

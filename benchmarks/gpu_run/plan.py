@@ -25,11 +25,11 @@ PLAN = (
         60,
         "device",
     ),
-    Step("contact", "one forward and backward pass of each backend that is built, against float64", 50, "contact"),
+    Step("contact", "one forward and backward pass of each backend that is built, against float64", 45, "contact"),
     Step(
         "build", "the extension for this device; meanwhile every Triton kernel of the headline compiled", 110, "build"
     ),
-    Step("contact-built", "the same for what the build has added", 25, "contact"),
+    Step("contact-built", "the same for what the build has added", 22, "contact"),
     Step(
         "headline",
         "the shipped shapes, batch 64: fused, eager, eager as a CUDA graph, clone",
@@ -38,15 +38,15 @@ PLAN = (
         ("shipped",),
     ),
     Step("launches", "kernels launched per pass, by the profiler, and the device's time in them", 20, "launches"),
-    Step("compiled", "against torch.compile in its three forms", 45, "suites", ("compiled-cuda",)),
-    Step("tests", "pytest -m gpu, tests of first contact first", 60, "tests"),
+    Step("compiled", "against torch.compile in its three forms", 55, "suites", ("compiled-cuda", "autotuned-cuda")),
+    Step("tests", "pytest -m gpu, tests of first contact first", 55, "tests"),
     Step("inverse-transform", "whether irfft2 is the two-step inverse on this device", 14, "inverse_transform"),
     Step(
         "others",
         "large maps, other mixers, rivals, batch 1, activations, types, growth",
         45,
         "suites",
-        ("large", "rivals", "against", "sweep-cuda", "single-cuda", "activations-cuda", "dtypes-cuda"),
+        ("large", "against", "rivals", "sweep-cuda", "single-cuda", "activations-cuda", "dtypes-cuda"),
     ),
     Step(
         "sanitizer",
@@ -60,4 +60,4 @@ PLAN = (
 def table() -> str:
     lines = [[step.name, step.shows, f"{step.seconds:.0f}"] for step in PLAN]
     lines.append(["together", f"of {TOTAL:.0f} s", f"{sum(step.seconds for step in PLAN):.0f}"])
-    return markdown(["step", "what it shows", "limit, s"], lines)
+    return markdown(["step", "what it shows", "limit, s"], lines, words=2)
