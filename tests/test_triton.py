@@ -356,7 +356,7 @@ def test_a_machine_without_triton_imports_and_says_so() -> None:
 
 def test_compile_check() -> None:
     """A few kernels compile for a GPU that is not here, within the limits of the launch table."""
-    run = without_interpreter("-W", "ignore", "-m", "benchmarks.compile_check", "--short")
+    run = without_interpreter("-W", "ignore", "-m", "benchmarks.static.compile_check", "--short")
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("triton forward") == run.stdout.count("triton backward") == 4
 
@@ -364,8 +364,8 @@ def test_compile_check() -> None:
 PREDICTED = """
 import torch
 from affnet_kernels import MixerSpec
-from benchmarks import predict
-from benchmarks.compile_check import compile_row, inspect
+from benchmarks.static import predict
+from benchmarks.static.compile_check import compile_row, inspect
 import triton
 tools = triton.knobs.nvidia
 for channels, height in ((104, 16), (144, 32)):

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.compile_check import Row
+    from benchmarks.static.compile_check import Row
 
-CSRC = Path(__file__).parents[1] / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 ARCHS = (80, 89, 90, 100)
 TILES = (8, 16, 32, 64)
 QUADS, VJP_QUADS = (2, 3, 4, 5, 6, 8, 10), (2, 3, 4, 5, 6, 8)  # of channels, of the tensor-core kernels
@@ -75,7 +75,7 @@ def _instances(short: bool) -> Iterator[str]:
 def _rows(source: str, arch: int) -> Iterator[Row]:
     import triton
 
-    from benchmarks.compile_check import Row
+    from benchmarks.static.compile_check import Row
 
     with tempfile.TemporaryDirectory() as folder:
         path, cubin = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
