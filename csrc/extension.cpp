@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "cpu/capability.h"
+#include "cuda/limits.h"
 #include "eager.h"
 #ifdef AFFNET_WITH_CUDA
 #include "cuda/controls.h"
@@ -43,6 +44,14 @@ pybind11::dict build_info() {
   info["cuda"] = pybind11::none();
 #endif
   return info;
+}
+
+// The sizes that the CUDA kernels take, known without CUDA.
+pybind11::dict cuda_limits() {
+  pybind11::dict limits;
+  limits["channels"] = affnet::kMaxChannels;
+  limits["plane"] = affnet::kMaxPlane;
+  return limits;
 }
 
 #ifdef AFFNET_WITH_CUDA
@@ -85,6 +94,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "The differentiable mixer of plain tensors; None where something must see the operator itself.");
   m.def("native_forward", &affnet::native_forward, ReleaseGil(), "torch.ops.affnet_kernels.native_forward.");
   m.def("native_backward", &affnet::native_backward, ReleaseGil(), "torch.ops.affnet_kernels.native_backward.");
+  m.def("cuda_limits", &cuda_limits,
+        "The most channels of a block and elements of a plane that the CUDA kernels take.");
   m.def("cpu_capability", &affnet::cpu_capability, "The instruction set whose variant of the CPU kernel runs here.");
 #ifdef AFFNET_WITH_CUDA
   define_cuda_controls(m);

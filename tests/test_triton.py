@@ -410,12 +410,13 @@ def test_graph_capture_after_one_call() -> None:
     case = make_case(SHAPES["shipped, D=20"])
     expected, gradients = call(case, "triton", "cuda", gradients=True)
     tensors = [tensor.cuda().requires_grad_() for tensor in case.tensors]
+    dy = case.dy.cuda()  # a copy from pageable memory cannot be captured
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             y = fused_aff_mixer(*tensors, backend="triton")
-            captured = torch.autograd.grad(y, tensors, case.dy.cuda())
+            captured = torch.autograd.grad(y, tensors, dy)
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(y, expected)
