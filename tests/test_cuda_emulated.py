@@ -415,7 +415,11 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {  # what, text, replaced by
     "symmetry of the special columns": ("if (special) value[1].im", "if (false) value[1].im", "spectral_map.cuh"),
     "weight of the special columns": ("place.special ? 0 : 1, a.W", "1, a.W", "spectral_map_vjp.cuh"),
     "a channel too many": ("if (channel >= a.Dh) break", "if (channel > a.Dh) break", "spectral_map.cuh"),
-    "one warp short": ("* kWarpThreads;\n  plan.shared_bytes = fma", "* 0 + 32;\n  plan.shared_bytes = fma", "launch_plan.h"),
+    "one warp short": (
+        "* kWarpThreads;\n  plan.shared_bytes = fma",
+        "* 0 + 32;\n  plan.shared_bytes = fma",
+        "launch_plan.h",
+    ),
 }
 
 

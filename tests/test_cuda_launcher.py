@@ -47,7 +47,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def extension() -> Iterator[ModuleType]:
     """The extension. Its settings are put back, and the emulator must have found nothing."""
-    module = native._EXTENSION
+    module = native.EXTENSION
     assert module is not None
     bound = module.workspace_bound()
     yield module
@@ -152,7 +152,7 @@ def test_launches(dtype: torch.dtype) -> None:
 def calls(shape: Shape, dtype: torch.dtype) -> tuple[Callable[[], Tensor], Callable[[], tuple[Tensor, ...]]]:
     """The extension's forward and backward, without autograd and the public checks."""
     tensors = [tensor.cuda() for tensor in make_inputs(shape, dtype)]
-    module = native._EXTENSION
+    module = native.EXTENSION
     assert module is not None
     return (
         lambda: module.native_forward(*tensors, 0.01, "relu"),

@@ -15,7 +15,7 @@ from affnet_kernels.backends.preference import CUDA_PREFERENCES
 
 GPU = torch.device("cuda")
 
-needs_extension = pytest.mark.skipif(native._EXTENSION is None, reason="the extension is not built")
+needs_extension = pytest.mark.skipif(native.EXTENSION is None, reason="the extension is not built")
 
 
 def spec(size: int, channels: int = 16, dtype: torch.dtype = torch.float32) -> MixerSpec:
@@ -29,8 +29,8 @@ class Built:
         return {"cuda": "13.0", "cuda_targets": "8.0;8.9;9.0;10.0"}
 
     def cuda_limits(self) -> dict[str, int]:
-        assert native._EXTENSION is not None
-        return native._EXTENSION.cuda_limits()
+        assert native.EXTENSION is not None
+        return native.EXTENSION.cuda_limits()
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def test_sizes(cuda: Native) -> None:
     for size, channels in ((1, 1), (7, 18), (97, 13), (4096, 256), (2**15, 1)):
         for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
             assert cuda.unsupported(spec(size, channels, dtype)) == []
-    assert native._EXTENSION is not None
-    most = native._EXTENSION.cuda_limits()["channels"]
+    assert native.EXTENSION is not None
+    most = native.EXTENSION.cuda_limits()["channels"]
     assert cuda.unsupported(spec(8, most)) == []
     assert cuda.unsupported(spec(8, most + 1)) == [
         f"expected up to {most} channels and hidden channels per block, got {most + 1} and {most + 1}"
@@ -59,8 +59,8 @@ def test_sizes(cuda: Native) -> None:
 @needs_extension
 def test_the_limits_are_the_extensions(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are read from the extension, in a build without CUDA too."""
-    assert native._EXTENSION is not None
-    assert sorted(native._EXTENSION.cuda_limits()) == ["channels", "plane"]
+    assert native.EXTENSION is not None
+    assert sorted(native.EXTENSION.cuda_limits()) == ["channels", "plane"]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(Built, "cuda_limits", lambda self: {"channels": 5, "plane": 60})
     backend = Native("cuda", Built(), "")  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ LARGE = {
 @pytest.fixture
 def extension() -> Iterator[ModuleType]:
     """The extension. Its settings are put back."""
-    module = native._EXTENSION
+    module = native.EXTENSION
     assert module is not None
     capacity, bound = module.plan_cache_info(0)["capacity"], module.workspace_bound()
     yield module
@@ -147,7 +147,7 @@ def test_capture_and_replay() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = step()
-    native._EXTENSION.clear_plan_cache(0)  # type: ignore[union-attr]
+    native.EXTENSION.clear_plan_cache(0)  # type: ignore[union-attr]
     with torch.no_grad():
         tensors[0].mul_(0.5)
     graph.replay()

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.compile_check import Row
+    from benchmarks.static.compile_check import Row
 
-CSRC = Path(__file__).parents[1] / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 ARCHS = tuple(int(target.replace(".", "")) for target in (CSRC / "cuda" / "targets.txt").read_text().split(";"))
 # Bytes of a thread that may be spilt. In float64 division and exp are calls, around which ptxas keeps registers in
 # memory; in float32 it spares a few registers so that one more CTA of the largest size fits on a multiprocessor.
@@ -72,7 +72,7 @@ def cuda_rows(short: bool) -> Iterator[Row]:
 def _rows(arch: int, defines: tuple[str, ...]) -> Iterator[Row]:
     import triton
 
-    from benchmarks.compile_check import Row
+    from benchmarks.static.compile_check import Row
 
     with tempfile.TemporaryDirectory() as folder:
         path, cubin = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
