@@ -89,7 +89,7 @@ def test_groups_of_gradients(kernels: ctypes.CDLL) -> None:
 
 
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001])
-def test_any_nan_stays_one(kernels: ctypes.CDLL, bits: int) -> None:
+def test_a_nan_stays_a_nan(kernels: ctypes.CDLL, bits: int) -> None:
     """A NaN of any bit pattern survives the split into two TF32 numbers, and stays in its block."""
     case = make_case(Shape(1, 12, 4, 6, 2))
     w1 = case.tensors[1].clone()
