@@ -443,6 +443,13 @@ def test_a_mutation_is_caught(tmp_path: Path, what: str) -> None:
     assert not (is_right(emulate(library, case), case) and is_right(alone, case))
 
 
+def test_an_activation_without_a_branch_does_not_compile(tmp_path: Path) -> None:
+    """No kernel takes an activation it does not know for another, such as the identity."""
+    source = mutated(tmp_path, 'X("relu", kRelu)', 'X("relu", kRelu) X("square", kSquare)', "../activations.h")
+    with pytest.raises(AssertionError, match="an activation without a branch here"):
+        build(source, tmp_path / "kernels.so")
+
+
 def test_an_even_stride_costs_bank_conflicts(tmp_path: Path) -> None:
     """The answer stays right, but the number of wavefronts grows."""
     source = mutated(tmp_path, "kTile + 1;", "kTile + 16;", "spectral_map.cuh")
