@@ -265,7 +265,7 @@ def test_activation_and_dtype(kernels: ctypes.CDLL, dtype: torch.dtype, activati
 @pytest.mark.parametrize("name", ["odd both", "two by two: DC and Nyquist only", "one channel a block", "a column"])
 def test_every_tile(kernels: ctypes.CDLL, name: str, tile: int) -> None:
     case = make_case(SHAPES[name])
-    assert_right(emulate(kernels, case, Options(tile=tile)), case)
+    assert_right(emulate(kernels, case, Options(tile=tile, ctas_per_block=3)), case)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 5])
@@ -438,9 +438,10 @@ def test_a_mutation_is_caught(tmp_path: Path, what: str) -> None:
     """Each bug, put into a copy of the kernels, shows in the emulator's report or in a wrong answer."""
     library = build(mutated(tmp_path, *MUTATIONS[what]), tmp_path / "kernels.so")
     case = make_case(SHAPES["odd both"])
-    alone = emulate(library, case, Options(input_grad=False))
+    several = Options(ctas_per_block=2)  # a CTA has several tiles, as in larger calls
+    alone = emulate(library, case, several._replace(input_grad=False))
     alone = alone._replace(gradients=(case.gradients[0].numpy(), *alone.gradients[1:]))
-    assert not (is_right(emulate(library, case), case) and is_right(alone, case))
+    assert not (is_right(emulate(library, case, several), case) and is_right(alone, case))
 
 
 def test_an_activation_without_a_branch_does_not_compile(tmp_path: Path) -> None:
