@@ -28,6 +28,7 @@ ARCHS = tuple(int(target.replace(".", "")) for target in (CSRC / "cuda" / "targe
 SPILL_ALLOWED = {
     ("map_vjp_kernel", "double"): 256,
     ("map_vjp_kernel", "float"): 16,
+    ("map_kernel", "double"): 24,
     ("map_kernel", "float"): 8,
     **{("map_mma_kernel", quads): spill for quads, spill in zip("34568", (8, 20, 16, 96, 16), strict=True)},
     ("map_mma_kernel", "10"): 160,
