@@ -396,7 +396,7 @@ def test_a_machine_without_triton_imports_and_says_so() -> None:
 
 def test_compile_check() -> None:
     """A few kernels compile for a GPU that is not here, within the limits of the launch tables."""
-    run = without_interpreter("-W", "ignore", "-m", "benchmarks.compile_check", "--short")
+    run = without_interpreter("-W", "ignore", "-m", "benchmarks.static.compile_check", "--short")
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("triton forward") == 4
     assert run.stdout.count("triton backward") == 8  # of 18 channels, for x alone and for the parameters alone too
@@ -405,8 +405,8 @@ def test_compile_check() -> None:
 PREDICTED = """
 import torch
 from affnet_kernels import MixerSpec
-from benchmarks import predict
-from benchmarks.compile_check import compile_row, inspect
+from benchmarks.static import predict
+from benchmarks.static.compile_check import compile_row, inspect
 import triton
 tools = triton.knobs.nvidia
 for channels, height in ((104, 16), (144, 32)):
@@ -451,12 +451,13 @@ def test_graph_capture_after_one_call() -> None:
     case = make_case(SHAPES["shipped, D=20"])
     expected, gradients = call(case, "triton", "cuda", gradients=True)
     tensors = [tensor.cuda().requires_grad_() for tensor in case.tensors]
+    dy = case.dy.cuda()  # a copy from pageable memory cannot be captured
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             y = fused_aff_mixer(*tensors, backend="triton")
-            captured = torch.autograd.grad(y, tensors, case.dy.cuda())
+            captured = torch.autograd.grad(y, tensors, dy)
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(y, expected)

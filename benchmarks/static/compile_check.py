@@ -1,6 +1,6 @@
 """Compiles every GPU kernel for every architecture, without a GPU, and holds it to its limits.
 
-    python -m benchmarks.compile_check [--short]
+    python -m benchmarks.static.compile_check [--short]
 
 prints registers, spills, shared memory and matrix instructions of each, and fails on spills beyond what the launch
 table allows, or on more shared memory than the table states or the architecture has.
@@ -23,7 +23,7 @@ import torch
 from affnet_kernels.backends.triton.compilation import backward_job, compile_job, forward_job
 from affnet_kernels.backends.triton.launch_table import BACKWARD, FORWARD, find_row
 from affnet_kernels.spec import MixerSpec
-from benchmarks.ptxas import cuda_rows
+from benchmarks.static.ptxas import cuda_rows
 
 SHARED_LIMIT = {80: 163, 89: 99, 90: 227, 100: 227}  # KiB a block can have
 BLOCKS = 8

@@ -1,6 +1,6 @@
 """Times that the Triton forward should take, from its compiled code: what to hold a first measurement against.
 
-    python -m benchmarks.predict
+    python -m benchmarks.static.predict
 
 Three ceilings of an H200 at batch 64: the bytes of x and y at 4.3 TB/s; the matrix products, padding included, at 62 %
 of 989 TFLOP/s in half precision, three of each for float32; the instructions of the compiled code, every step counted
@@ -20,7 +20,7 @@ import torch
 from affnet_kernels.backends.triton.tile import Tile
 from affnet_kernels.spec import MixerSpec
 from benchmarks.cases import SHIPPED
-from benchmarks.compile_check import BLOCKS, compile_row
+from benchmarks.static.compile_check import BLOCKS, compile_row
 
 BATCH, MULTIPROCESSORS, ISSUED_PER_US = 64, 132, 4 * 1755
 BYTES_PER_US, FLOP_PER_US = 4.3e6, 0.62 * 989e6
