@@ -207,6 +207,12 @@ def test_tanh_is_as_accurate_as_float32_at_any_magnitude() -> None:
 
 
 @needs_interpreter
+def test_warm_needs_the_compiler() -> None:
+    with pytest.raises(RuntimeError, match="expected Triton's compiler, got its interpreter; unset TRITON_INTERPRET"):
+        backend.warm([GPU_SPEC])
+
+
+@needs_interpreter
 def test_programs_take_several_tiles_each() -> None:
     shape = SHAPES["224 pixels, 7x7"]
     row = find_row(BACKWARD, MixerSpec.of(*make_inputs(shape)[:2]), 9)
