@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -242,6 +243,68 @@ def test_launches_of_the_backward(launches: list[str], needed: tuple[bool, bool]
             assert relative_error(got, wanted) <= 1e-5
         else:
             assert got.shape == (0,)
+
+
+class BoundsChecker:
+    """Stands in for the interpreter's memory access, and notes what lies outside the tensors of a launch."""
+
+    def __init__(self, accesses: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._accesses = accesses
+        self._tensors: list[tuple[int, int]] = []  # where each begins and ends
+        self.launches = 0
+        self.outside: list[str] = []
+        run = launch.Launch.__call__
+
+        def launched(kernel: launch.Launch, tensors: tuple[torch.Tensor, ...], *scalars: float) -> None:
+            self._tensors = [(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in tensors]
+            self.launches += 1
+            run(kernel, tensors, *scalars)
+
+        monkeypatch.setattr(launch.Launch, "__call__", launched)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._accesses, name)
+
+    def _check(self, what: str, addresses: np.ndarray, mask: np.ndarray, size: int) -> None:
+        addresses = addresses[np.broadcast_to(mask, addresses.shape).astype(bool)].astype(np.uint64)
+        inside = np.zeros(addresses.shape, bool)
+        for start, end in self._tensors:
+            inside |= (addresses >= start) & (addresses + size <= end)
+        if not inside.all():
+            self.outside.append(f"{what} of {np.count_nonzero(~inside)} elements in launch {self.launches}")
+
+    def load(self, addresses: np.ndarray, mask: np.ndarray, other: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        self._check("load", addresses, mask, np.dtype(dtype).itemsize)
+        return self._accesses.load(addresses, mask, other, dtype)
+
+    def store(self, addresses: np.ndarray, values: np.ndarray, mask: np.ndarray) -> None:
+        self._check("store", addresses, mask, values.dtype.itemsize)
+        self._accesses.store(addresses, values, mask)
+
+
+@needs_interpreter
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        (TINY, torch.float32),
+        (SMALL, torch.float32),
+        (SHAPES["hidden three times, odd"], torch.float16),
+        (Shape(1, 13, 16, 16, 1), torch.float32),
+    ],
+)
+def test_kernels_access_their_tensors_only(monkeypatch: pytest.MonkeyPatch, shape: Shape, dtype: torch.dtype) -> None:
+    from triton.runtime import interpreter
+
+    checker = BoundsChecker(interpreter._interpreter, monkeypatch)
+    monkeypatch.setattr(interpreter, "_interpreter", checker)
+    case = make_case(shape, dtype)
+    x, *parameters = case.tensors
+    spec, parameters = MixerSpec.of(x, parameters[0], case.activation), Parameters(*parameters)
+    backend.forward(spec, x, parameters, case.sparsity_threshold)
+    for needed in ((True, True), (True, False), (False, True)):
+        backend.backward(spec, case.dy, x, parameters, case.sparsity_threshold, *needed)
+    assert checker.launches == 6
+    assert checker.outside == []
 
 
 @needs_interpreter
