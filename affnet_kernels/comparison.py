@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from affnet_kernels.backends import reference
 from affnet_kernels.modules import HOOKS, PARAMETERS, AFFMixer, parameter_shapes
@@ -30,7 +31,7 @@ def difference(
     on the CPU in float32, without hooks, and on a shell that shares the module's attributes but nothing that the run
     could change.
     """
-    with _defaults():
+    with plain_defaults():
         parameters, x = _sample(mixer, WIDE)
         got = _run(module, parameters, x)
         expected = _expected(reference.mixer, mixer, parameters, x)
@@ -79,7 +80,7 @@ def _sample(
     mixer: AFFMixer,
     size: tuple[int, int],  # H, W
 ) -> tuple[Parameters, Tensor]:
-    """Parameters and x [1, C, H, W] for which the mask is not zero whatever the threshold."""
+    """Parameters and x [2, C, H, W] for which the mask is not zero whatever the threshold."""
     generator = torch.Generator("cpu").manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
@@ -88,7 +89,7 @@ def _sample(
     blocks, block, hidden = mixer.num_blocks, mixer.block_size, mixer.block_size * mixer.hidden_size_factor
     w1, b1, w2, b2 = (randn(*shape) for shape in parameter_shapes(blocks, block, hidden))
     reach = 1 + 4 * mixer.sparsity_threshold
-    x = randn(1, mixer.hidden_size, *size)
+    x = randn(2, mixer.hidden_size, *size)
     return Parameters(w1 / block**0.5, 0.1 * b1, reach * w2 / hidden**0.5, reach * b2), x
 
 
@@ -146,12 +147,12 @@ def _shell(
 
 
 @contextmanager
-def _defaults() -> Iterator[None]:
-    """PyTorch's own defaults in place of the user's: dtype, device, autocast, gradients."""
+def plain_defaults() -> Iterator[None]:
+    """PyTorch's own defaults in place of the user's: dtype, device, autocast, gradients, real tensors."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.device("cpu"), torch.autocast("cpu", enabled=False), torch.no_grad():
+        with unset_fake_temporarily(), torch.device("cpu"), torch.autocast("cpu", enabled=False), torch.no_grad():
             yield
     finally:
         torch.set_default_dtype(dtype)

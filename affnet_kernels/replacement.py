@@ -10,7 +10,7 @@ from torch import nn
 
 from affnet_kernels.activations import ACTIVATIONS
 from affnet_kernels.capture import captured, named_modules, refuse_captured
-from affnet_kernels.comparison import difference
+from affnet_kernels.comparison import difference, plain_defaults
 from affnet_kernels.modules import HOOKS, PARAMETERS, AFFMixer, activation_of, parameter_shapes
 
 
@@ -156,14 +156,9 @@ def _replacement(
     activations = {_activation(where, child) for child in module.children()} or {"relu"}
     if len(activations) > 1:
         raise ValueError(f"{where}: expected one activation, got {sorted(activations)}")
-    mixer = AFFMixer(
-        blocks * size,
-        blocks,
-        hidden // size,
-        getattr(module, "sparsity_threshold", 0.01),
-        activations.pop(),
-        device="meta",
-    )
+    threshold = getattr(module, "sparsity_threshold", 0.01)
+    with plain_defaults():
+        mixer = AFFMixer(blocks * size, blocks, hidden // size, threshold, activations.pop(), device="meta")
     reason = difference(module, mixer) if check else _suspicious(module)
     if reason:
         raise ValueError(f"{where}: expected a module that computes the adaptive frequency filter, got {reason}")

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -56,6 +57,13 @@ def assert_replaced(model: nn.Module, expected: Tensor, mixers: int = 2) -> None
     """The model runs the fused operator in every mixer, and computes what it did."""
     assert fused_calls(model, image()) == mixers
     torch.testing.assert_close(model(image()), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def process_group(tmp_path: Any) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
 
 
 # --- what the replacement keeps
@@ -277,6 +285,20 @@ def test_tied_parameters_stay_tied() -> None:
     assert_replaced(model, expected)
 
 
+@pytest.mark.usefixtures("process_group")
+def test_a_model_in_ddp() -> None:
+    model = nn.parallel.DistributedDataParallel(make_model())
+    expected = model(image())
+    expected.square().sum().backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    replace_mixers(model)
+    assert_replaced(model, expected)
+    model(image()).square().sum().backward()
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("check", [True, False])
 def test_a_model_without_values(check: bool) -> None:
     model = make_model().to("meta")
@@ -337,6 +359,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         lambda: torch.device("meta"),
         lambda: torch.autocast("cpu", torch.bfloat16),
         lambda: torch.inference_mode(),
+        lambda: FakeTensorMode(),
     ],
 )
 def test_under_the_users_defaults(defaults: Callable[[], Any]) -> None:
@@ -537,13 +560,6 @@ def test_refuses_what_a_swap_does_not_reach(
     with pytest.raises(ValueError, match=message):
         replace_mixers(model, check=check)
     assert [id(module) for module in model.modules()] == modules, "the model is unchanged"
-
-
-@pytest.fixture
-def process_group(tmp_path: Any) -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("process_group")
