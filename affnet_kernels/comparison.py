@@ -1,4 +1,4 @@
-"""Whether somebody's module computes the adaptive frequency filter, found out without touching its tensors."""
+"""Whether a module computes the adaptive frequency filter, decided by running its code on tensors made for that."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ def difference(
 ) -> str:
     """What `module` computes instead of what `mixer` does, in words; "" if they agree.
 
-    Only the code of the module's class runs: on random parameters, which are sure to give a branch that is not zero,
-    on the CPU in float32, without hooks, and on a shell that shares the module's attributes but nothing that the run
-    could change.
+    Only the code of the module's class runs, without hooks, on the CPU and in float32. It runs on a shell, which keeps
+    what is assigned during the run, and on random parameters, chosen so that the branch is not zero.
     """
     with plain_defaults():
         parameters, x = _sample(mixer, WIDE)
@@ -141,7 +140,7 @@ def _shell(
     state.pop("forward", None)
     state["training"] = False
     state["_parameters"], state["_buffers"] = dict(module._parameters), dict(module._buffers)
-    state["_modules"] = {name: child and _shell(child) for name, child in module._modules.items()}
+    state["_modules"] = {name: None if child is None else _shell(child) for name, child in module._modules.items()}
     vars(shell).update(state)
     return shell
 

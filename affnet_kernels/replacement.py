@@ -110,7 +110,7 @@ def _parametrized(
 ) -> str:
     """Which parameters of a mixer are computed from others, in words; "" if none or if it is no mixer.
 
-    `torch.nn.utils.parametrize` leaves `parametrizations.w1.original0`, its predecessors w1_g and w1_v or w1_orig.
+    `torch.nn.utils.parametrize` keeps the originals in `parametrizations.w1`; what preceded it, in w1_g or w1_orig.
     """
     own = {name for name, parameter in module._parameters.items() if parameter is not None}
     parametrizations = dict(getattr(module, "parametrizations", nn.Module()).named_children())

@@ -548,7 +548,7 @@ def with_a_buffer(model: nn.Module) -> nn.Module:
         (traced, "TorchScript has captured it; replace before torch.jit.trace"),
         (exported, "its forward was traced into a graph; replace before tracing or export"),
         (with_a_hook_on_the_activation, "hooks on its act would not run"),
-        (with_a_buffer, "it owns the buffers steps, which AFFMixer lacks"),
+        (with_a_buffer, "a swap would lose its buffers: steps"),
     ],
 )
 @pytest.mark.parametrize("check", [True, False])
