@@ -30,7 +30,7 @@ INCLUDE_DIRS = [str(ROOT / "csrc"), str(ROOT / "csrc" / "cpu")]
 CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden"]
 # For at::parallel_for, at compile time only: the symbols then come from the library that PyTorch brings.
 OPENMP = "-fopenmp"
-DEFAULT_ARCHS = "8.0;8.9;9.0;10.0"
+DEFAULT_ARCHS = (ROOT / "csrc" / "cuda" / "targets.txt").read_text().strip()
 PROBE = """
 #include <Python.h>
 #ifdef _OPENMP

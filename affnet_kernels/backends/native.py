@@ -18,8 +18,6 @@ from affnet_kernels.spec import Gradients, MixerSpec, Parameters
 
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps . (in the source folder)"
 SLOWER = "CPU tensors run on the slower reference"
-MAX_CUDA_CHANNELS = 128  # kMaxChannels of csrc/cuda/spectral_map.cuh
-MAX_CUDA_PLANE = 2**30  # as in csrc/cuda/mixer.cu
 
 
 class Native:
@@ -48,8 +46,8 @@ class Native:
             if self.NAME == "cuda" and not torch.cuda.is_available():
                 reasons.append("no CUDA device is available")
             return reasons
-        if self.NAME == "cuda":
-            reasons += cuda_limits(spec)
+        if self.NAME == "cuda" and self._extension is not None:
+            reasons += beyond_limits(spec, self._extension.cuda_limits())
         if spec.device.type != self.NAME:
             reasons.append(f"expected a tensor on {self.NAME}, got one on {spec.device.type}")
         elif self.NAME == "cuda" and not reasons and self._extension is not None:
@@ -81,18 +79,19 @@ class Native:
         )
 
 
-def cuda_limits(
+def beyond_limits(
     spec: MixerSpec,
+    limits: dict[str, int],  # of the kernels: "channels" of a block, elements of a "plane"
 ) -> list[str]:
-    """Sizes the CUDA kernels cannot take, in words."""
+    """The sizes of a call that the CUDA kernels cannot take."""
     reasons = []
-    if max(spec.block_size, spec.hidden_size) > MAX_CUDA_CHANNELS:
+    if max(spec.block_size, spec.hidden_size) > limits["channels"]:
         reasons.append(
-            f"expected up to {MAX_CUDA_CHANNELS} channels and hidden channels a block, "
+            f"expected up to {limits['channels']} channels and hidden channels per block, "
             f"got {spec.block_size} and {spec.hidden_size}"
         )
-    if spec.height * spec.width > MAX_CUDA_PLANE:
-        reasons.append(f"expected up to 2**30 elements a plane, got {spec.height} x {spec.width}")
+    if spec.height * spec.width > limits["plane"]:
+        reasons.append(f"expected up to {limits['plane']} elements per plane, got {spec.height} x {spec.width}")
     return reasons
 
 
