@@ -76,7 +76,7 @@ class AFFMixer(nn.Module):
         self.block_size = channels // num_blocks  # D
         self.hidden_size_factor = hidden_size_factor
         self.scale = 0.02
-        self.sparsity_threshold = sparsity_threshold
+        self.sparsity_threshold = float(sparsity_threshold)
         self.backend = backend
         hidden = self.block_size * hidden_size_factor  # Dh
         shapes = parameter_shapes(num_blocks, self.block_size, hidden)

@@ -191,14 +191,19 @@ def test_torchvision_feature_extraction() -> None:
     torch.testing.assert_close(features["after"], net.filter(net.norm(net.conv(x))))
 
 
+@pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.filterwarnings("ignore")
-def test_torchscript_trace_save_and_load(tmp_path: Path) -> None:
+def test_torchscript_trace_save_load_and_train(tmp_path: Path, grad: bool) -> None:
     net, x = conv_net(), torch.randn(2, 3, 9, 7)
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         torch.jit.trace(net, x).save(tmp_path / "net.pt")
-        loaded = torch.jit.load(tmp_path / "net.pt")
-        torch.testing.assert_close(loaded(x), net(x))
-        assert list(loaded.state_dict()) == list(net.state_dict())
+    loaded, other = torch.jit.load(tmp_path / "net.pt"), torch.randn(3, 3, 12, 12)
+    assert list(loaded.state_dict()) == list(net.state_dict())
+    torch.testing.assert_close(loaded(other), net(other))
+    for model in (loaded, net):
+        model(x).square().sum().backward()
+    for name, parameter in loaded.named_parameters():
+        torch.testing.assert_close(parameter.grad, net.get_parameter(name).grad)
 
 
 def test_compiled_module_matches_eager() -> None:
