@@ -162,6 +162,20 @@ def test_symbolic_trace() -> None:
         torch.testing.assert_close(parameter.grad, net.get_parameter(name).grad)
 
 
+def test_symbolic_trace_of_the_function() -> None:
+    class Direct(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixer = AFFMixer(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mixer = self.mixer
+            return fused_aff_mixer(x, mixer.w1, mixer.b1, mixer.w2, mixer.b2, activation="gelu", backend="reference")
+
+    net, x = Direct(), torch.randn(2, 16, 6, 5)
+    assert torch.equal(torch.fx.symbolic_trace(net)(x), net(x))
+
+
 def test_convolution_and_norm_fuse() -> None:
     from torch.fx.experimental.optimization import fuse
 
