@@ -47,7 +47,7 @@ def refuse_captured(
             raise ValueError(f"{expected}: {reason}")
     for place, module in _outside_of_submodules(modules, found, is_mixer):
         raise ValueError(
-            f"{caller}: expected mixers that are held as submodules only, got a {type(module).__name__} at {place}, "
+            f"{caller}: expected mixers that are held as submodules only, got {type(module).__name__} at {place}, "
             "which a swap does not reach; hold it in an nn.ModuleList or nn.ModuleDict, or look it up when it is called"
         )
 

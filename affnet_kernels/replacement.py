@@ -84,7 +84,7 @@ def replace_mixers(
         model.set_submodule(name, replacements[id(module)])
         replaced[name] = module
     for name, reason in parametrized.items():
-        warnings.warn(f"replace_mixers: left {name} as it is, a {reason}", stacklevel=2)
+        warnings.warn(f"replace_mixers: left {name} as it is: {reason}", stacklevel=2)
     return replaced
 
 
@@ -108,7 +108,7 @@ def _has_mixer_shapes(
 def _parametrized(
     module: nn.Module,
 ) -> str:
-    """Which parameters of a mixer are computed from others, in words; "" if none or if it is no mixer.
+    """Which parameters of a mixer are computed from others, in words; "" if none, or if it is not a mixer.
 
     `torch.nn.utils.parametrize` keeps the originals in `parametrizations.w1`; what preceded it, in w1_g or w1_orig.
     """
@@ -122,7 +122,7 @@ def _parametrized(
     if not _has_mixer_shapes({name: getattr(module, name) for name in PARAMETERS}):
         return ""
     return (
-        f"{type(module).__name__} whose {' and '.join(computed)} is parametrized (weight_norm, pruning or the like); "
+        f"{' and '.join(computed)} of {type(module).__name__} is parametrized (weight_norm, pruning or the like); "
         "remove the parametrization, replace, and parametrize the AFFMixer"
     )
 
@@ -136,7 +136,7 @@ def _nothing_to_replace(
         got = f"{type(model).__name__}, whose mixers are already replaced ({already} AFFMixer)"
     if parametrized:
         name, reason = next(iter(parametrized.items()))
-        got = f"{name}, a {reason}"
+        got = f"{name}: {reason}"
     elif reasons := [reason for module in named_modules(model).values() if (reason := captured(module))]:
         got = f"{type(model).__name__} without any: {reasons[0]}"
     return (

@@ -318,7 +318,7 @@ def test_a_parametrized_mixer_is_left_with_a_warning(parametrize: Callable[[nn.M
     model = make_model()
     parametrize(model[1].filter)
     expected = model(image())
-    with pytest.warns(UserWarning, match=r"left 1.filter as it is, a .*AFNO2D_channelfirst whose w1 is parametrized"):
+    with pytest.warns(UserWarning, match=r"left 1.filter as it is: w1 of .*AFNO2D_channelfirst is parametrized"):
         replaced = replace_mixers(model)
     assert list(replaced) == ["2.filter"]
     assert_replaced(model, expected, mixers=1)
@@ -327,7 +327,7 @@ def test_a_parametrized_mixer_is_left_with_a_warning(parametrize: Callable[[nn.M
 def test_only_parametrized_mixers_are_an_error_that_names_one() -> None:
     model = nn.Sequential(Stage(AFNO2D_channelfirst(16)))
     parametrizations.weight_norm(model[0].filter, "w2")
-    with pytest.raises(ValueError, match=r"got 0.filter, a .*AFNO2D_channelfirst whose w2 is parametrized"):
+    with pytest.raises(ValueError, match=r"got 0.filter: w2 of .*AFNO2D_channelfirst is parametrized"):
         replace_mixers(model)
 
 
@@ -539,12 +539,12 @@ def with_a_buffer(model: nn.Module) -> nn.Module:
         (offloaded, "1.filter .*accelerate has put a forward of its own on it; replace before offload or dispatch"),
         (own_forward, "1.filter .*its forward is set on the instance and would be lost"),
         (graphed, "1.filter .*a CUDA graph has captured it; replace before make_graphed_callables"),
-        (in_a_list, r"held as submodules only, got a AFNO2D_channelfirst at 1.order\[1\]"),
-        (in_a_dict, r"held as submodules only, got a AFNO2D_channelfirst at Sequential.mixers\['first'\]\[0\]"),
-        (as_a_bound_method, "held as submodules only, got a AFNO2D_channelfirst at 1.mix.__self__"),
-        (in_a_partial, r"held as submodules only, got a AFNO2D_channelfirst at 1.mix.args\[0\]"),
-        (in_a_closure, "held as submodules only, got a AFNO2D_channelfirst at 1.mix, closed-over mixer"),
-        (only_in_a_list, r"held as submodules only, got a AFNO2D_channelfirst at Sequential.extra\[0\]"),
+        (in_a_list, r"held as submodules only, got AFNO2D_channelfirst at 1.order\[1\]"),
+        (in_a_dict, r"held as submodules only, got AFNO2D_channelfirst at Sequential.mixers\['first'\]\[0\]"),
+        (as_a_bound_method, "held as submodules only, got AFNO2D_channelfirst at 1.mix.__self__"),
+        (in_a_partial, r"held as submodules only, got AFNO2D_channelfirst at 1.mix.args\[0\]"),
+        (in_a_closure, "held as submodules only, got AFNO2D_channelfirst at 1.mix, closed-over mixer"),
+        (only_in_a_list, r"held as submodules only, got AFNO2D_channelfirst at Sequential.extra\[0\]"),
         (traced, "TorchScript has captured it; replace before torch.jit.trace"),
         (exported, "its forward was traced into a graph; replace before tracing or export"),
         (with_a_hook_on_the_activation, "hooks on its act would not run"),
