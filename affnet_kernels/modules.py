@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from affnet_kernels.activations import ACTIVATIONS
+from affnet_kernels.activations import ACTIVATIONS, activation_named
 from affnet_kernels.backends import BACKENDS
 from affnet_kernels.functional import fused_aff_mixer
 
@@ -100,7 +100,8 @@ class AFFMixer(nn.Module):
 
     @activation.setter
     def activation(self, name: str) -> None:
-        self.act, self.act2 = ACTIVATIONS[name].module(), ACTIVATIONS[name].module()
+        kind = activation_named(name).module
+        self.act, self.act2 = kind(), kind()
 
     def forward(
         self,

@@ -94,6 +94,8 @@ def test_assigning_activations_changes_the_result() -> None:
     assert not torch.equal(mixer(x), before)
     mixer.activation = "relu"
     assert torch.equal(mixer(x), before)
+    with pytest.raises(ValueError, match="expected activation to be one of"):
+        mixer.activation = "prelu"
     mixer.act = mixer.act2 = nn.GELU(approximate="tanh")
     with pytest.raises(ValueError, match="expected act and act2 to be one of"):
         mixer(x)
