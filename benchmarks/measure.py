@@ -35,7 +35,7 @@ from benchmarks.results import Result, blank
 
 
 class Meter:
-    """Measures cases on one device, within budgets of time."""
+    """Measures cases on one device, within time budgets."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Meter:
             yield from (replace(row, clocks=clocks) for row in rows)
 
     def row(self, case: Case, /, **values: object) -> Result:
-        """A row of this meter for a case."""
+        """A result row for a case, with this machine's facts filled in."""
         names = ("suite", "batch", "channels", "height", "width", "dtype", "direction", "threads", "activation")
         size = {name: getattr(case, name) for name in names}
         return blank(**(self._facts | size | {"case": case.name, "input": inputs.source(case)} | values))
@@ -84,7 +84,7 @@ class Meter:
             torch.cuda.synchronize()
 
     def fastest(self, run: Callable[[], object], count: int) -> float:
-        """Seconds of the fastest of `count` calls, after two to warm up."""
+        """Seconds that the fastest of `count` calls takes, after two calls to warm up."""
         times = []
         for _ in range(count + 2):
             self.synchronize()
@@ -95,7 +95,7 @@ class Meter:
         return min(times[2:])
 
     def too_slow(self, case: Case, provider: str) -> str:
-        """Why a case would take too long, judged by the last smaller one: nothing here grows faster than N^2."""
+        """Why a case would take too long, judged by the last smaller one and growth with N^2; empty if it would not."""
         series = provider, case.direction, case.dtype, case.channels
         if series not in self._last:
             return ""
@@ -111,7 +111,7 @@ class Meter:
 
 
 class Bench:
-    """One case: its inputs, its truth and its baselines are shared by all providers."""
+    """One case, whose input, float64 answer and baselines are shared by all providers."""
 
     def __init__(self, meter: Meter, case: Case) -> None:
         self._meter, self._case = meter, case
@@ -139,7 +139,7 @@ class Bench:
             return meter.row(case, provider=provider.name, status=status, reason=one_line(error))
 
     def check(self, provider: Provider) -> tuple[Call, float, float]:
-        """The call, after its first run: with the error of its answer, and the bound that the error must keep.
+        """Run the call once; returns it with the error of its answer and the largest error allowed.
 
         Raises:
             Unavailable: the provider cannot run this case.
@@ -179,7 +179,7 @@ class Bench:
         )
 
     def _call(self, name: str, case: Case) -> Call:
-        """A provider on this case or on one that differs in a field."""
+        """The call of a provider on this case, or on one that differs in a field."""
         if (name, case) not in self._calls:
             provider, device = PROVIDERS[name], self._meter.device
             x = self._x.to(getattr(torch, case.dtype))
@@ -199,7 +199,7 @@ class Bench:
             self._meter.compile_seconds -= time.perf_counter() - start
 
     def _error(self, provider: Provider, got: tuple[Tensor, ...], seed: int) -> tuple[float, float]:
-        """The error of the answer for one input, and the bound that it must keep."""
+        """The error of the answer for one input, and the largest error allowed."""
         case, device, mixer = self._case, self._meter.device, provider.kind == "mixer"
         x = inputs.feature_map(case, device, seed) if seed else self._x
         truth = self._truths.get(seed) if mixer else None
@@ -269,7 +269,7 @@ class Bench:
 
 
 def _bytes(provider: Provider, case: Case) -> int:
-    """What it must move; a copy copies in both directions of the case."""
+    """The bytes that a provider must move; a copy does the same in both directions."""
     return minimal_bytes(case._replace(direction="forward") if provider.name == "clone" else case)
 
 
@@ -299,7 +299,7 @@ def all_threads() -> Iterator[None]:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the body after so many seconds; without effect outside the main thread."""
+    """Raise TimeoutError in the body after `seconds`; no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
         yield
         return

@@ -25,7 +25,7 @@ CONTACT = tuple(
 
 
 def contact(this: Run) -> str:
-    """One forward and backward pass of each backend against float64, but for those that an earlier step has shown."""
+    """One forward and backward pass of each backend against float64, except what an earlier step has shown right."""
     done = {(row.provider, row.case, row.dtype) for row in this.rows("contact") if row.status == "OK"}
     outcomes: dict[str, list[str]] = {name: [] for name in this.fused}
     first = ""
@@ -66,7 +66,7 @@ def contact(this: Run) -> str:
 
 
 def inverse_transform(this: Run) -> str:
-    """Is `torch.fft.irfft2` the two-step inverse on this device, and is the reference mixer right on it?"""
+    """Whether `torch.fft.irfft2` equals the two-step inverse on this device, and whether the reference is right."""
     sizes = SIZES[:4] if this.stand_in else SIZES
     differing, worst = [], 0.0
     for size in sizes:
@@ -103,7 +103,7 @@ def inverse_transform(this: Run) -> str:
 
 
 def launches(this: Run) -> str:
-    """Kernels launched by a forward and by a forward and backward pass, by the profiler, with the device's time."""
+    """Count the kernels of a forward pass, and of a forward and backward pass, with the profiler."""
     shapes = ((16, 8),) if this.stand_in else ((128, 32), (256, 16), (320, 8), (64, 64))
     said, failed = [], []
     for channels, size in shapes:

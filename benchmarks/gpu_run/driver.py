@@ -1,6 +1,6 @@
-"""Runs the steps of `make gpu`, each in a process and a time limit of its own; what a step has measured stays.
+"""Runs each step of `make gpu` in its own process and time limit; rows that a step has written stay if it is killed.
 
-This process imports no torch: nothing that a step does to the driver or to its own memory can take the others along.
+This process imports no torch, so that nothing a step does to the driver or its memory can end the other steps.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def run(
     total: float = TOTAL,
     write_report: bool = True,
 ) -> int:
-    """Run the jobs whatever becomes of each; 0 if none failed. The last lines say what passed."""
+    """Run all jobs, whether or not one fails; 0 if none failed. The last lines give each outcome."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the job is ended too
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + total
@@ -141,7 +141,7 @@ def _last_line(path: Path, mark: int) -> str:
 
 
 def _with_facts(outcome: Result, path: Path) -> Result:
-    """The outcome with device, versions and commit of the rows that are already there."""
+    """The outcome, with device, versions and commit from the rows that are already in the file."""
     try:
         rows = [row for row in read([path]) if row.device]
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The programs of `make gpu`, each `python -m benchmarks.gpu_run.steps NAME OUT`; its last line is its outcome."""
+"""The programs of `make gpu`: `python -m benchmarks.gpu_run.steps NAME OUT`, whose last line is the outcome."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TESTS_LEFT_OUT = "sanitizer"
 
 
 def device(this: Run) -> str:
-    """Driver, clocks, packages, commit; the ceilings that everything else is judged by."""
+    """Driver, clocks and packages; and the copy and product rates that the other results are judged by."""
     print(f"python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} cores")
     packages = ("torch", "triton", "numpy", "pytest", "pytest-xdist", "scikit-learn", "matplotlib", "tqdm")
     print(", ".join(f"{name} {version(name)}" for name in packages))
@@ -77,7 +77,7 @@ def _machine() -> Case:
 
 
 def build(this: Run) -> str:
-    """The extension for this device only, and meanwhile the headline's Triton kernels, into Triton's own cache."""
+    """Build the extension for this device, and meanwhile fill Triton's cache with the headline's kernels."""
     extension = None
     said = []
     if this.stand_in or (shutil.which("nvcc") is None and not os.environ.get("CUDA_HOME")):
@@ -108,7 +108,7 @@ def build(this: Run) -> str:
 
 
 def warm(this: Run) -> str:
-    """Call a part of the headline's cases, `INDEX/COUNT`, once each: a row for each, whatever becomes of the others."""
+    """Call every COUNT-th of the headline's cases once (the argument is INDEX/COUNT); one that fails is a row too."""
     index, count = map(int, this.arguments[0].split("/"))
     cases = [this.small(case) for case in SUITES["shipped"].cases if case.direction != "forward"]
     cases = list(dict.fromkeys(case._replace(suite="warm") for case in cases))[index::count]
@@ -129,7 +129,7 @@ def warm(this: Run) -> str:
 
 
 def suites(this: Run) -> str:
-    """The suites that the arguments name; a case that does not fit into the time is a row that says so."""
+    """Measure the suites that the arguments name; a case for which no time is left is a row that says so."""
     named = [case for name in this.arguments for case in SUITES[name].cases]
     cases = list(dict.fromkeys(map(this.small, named)))
     deadline = time.monotonic() + this.until - time.time()
@@ -143,7 +143,7 @@ def suites(this: Run) -> str:
 
 
 def tests(this: Run) -> str:
-    """pytest -m gpu, streamed: what ran before the time ends is in the log, test by test."""
+    """Run pytest -m gpu; its output goes to the log test by test, so that a killed run leaves what it had."""
     folder, rank = ROOT / "tests", {name: place for place, name in enumerate(TESTS_FIRST)}
     names = [path.name for path in folder.glob("test_*.py")]
     files = [str(folder / name) for name in sorted(names, key=lambda name: (rank.get(name, len(rank)), name))]
@@ -167,7 +167,7 @@ def tests(this: Run) -> str:
 
 
 def sanitizer(this: Run) -> str:
-    """memcheck, racecheck and initcheck side by side, with no memory cache of PyTorch's to hide an overrun."""
+    """Run memcheck, racecheck and initcheck side by side, without PyTorch's memory cache, which would hide overruns."""
     tool = shutil.which("compute-sanitizer")
     if tool is None and not this.stand_in:
         raise Skip("compute-sanitizer is not on PATH")
