@@ -33,7 +33,7 @@ $(VENV)/torch:
 
 $(VENV)/installed: $(VENV)/torch setup.py pyproject.toml $(shell find csrc -type f)
 	@echo '== compiling the extension and installing the tools of benchmarks and tests'
-	@$(PIP) --no-build-isolation --editable '.[triton,bench,test]'
+	@AFFNET_REQUIRE_EXTENSION=1 $(PIP) --no-build-isolation --editable '.[triton,bench,test]'
 	@touch $@
 
 install: $(VENV)/installed
