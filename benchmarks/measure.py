@@ -253,18 +253,18 @@ class Bench:
         protocol, samples = timing.device_times(calls, meter.cold, meter.seconds / 2)
         launch: Callable[[], object] = call
         if provider.graphed:
-            graph, kept = timing.capture([call])
-            launch = lambda: (graph.replay(), kept)  # noqa: E731
+            graph, _results = timing.capture([call])
+            launch = graph.replay
         ours, whole = timing.quantiles(samples), timing.quantiles(timing.call_times(launch, meter.seconds / 4))
         meter.device_times[provider.name, case] = ours
-        said, *other = self._baseline(provider)
+        said, name, other = self._baseline(provider)
         return {
             "protocol": protocol,
             "samples": len(samples),
             "baseline": said,
             **_spread("", ours),
             **_spread("call_", whole),
-            **_ratios(timing.ratio(meter.device_times.get(tuple(other), timing.NONE), ours)),
+            **_ratios(timing.ratio(meter.device_times.get((name, other), timing.NONE), ours)),
         }
 
 
