@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 
 import torch
@@ -11,6 +14,7 @@ from affnet_kernels.spec import Parameters
 from benchmarks import inputs
 from benchmarks.accuracy import distance
 from benchmarks.cases import FUSED, PASSES, Case
+from benchmarks.environment import ROOT
 from benchmarks.gpu_run.context import Run, Skip, call
 from benchmarks.measure import Bench, one_line
 from benchmarks.providers import PROVIDERS, THRESHOLD, Call, Unavailable, minimal_bytes
@@ -158,3 +162,23 @@ def profile_call(this: Run, made: Call) -> tuple[int, float, dict[str, int]]:
             names[event.name[:60]] = names.get(event.name[:60], 0) + 1
             microseconds += event.time_range.elapsed_us()
     return sum(names.values()), microseconds, names
+
+
+def stub_driver(this: Run) -> str:
+    """In a rehearsal, compile and launch the Triton kernels for a GPU, on a stub that only records the launches."""
+    from tests.stub_driver.driver import build
+
+    folder = this.out / "stub"
+    folder.mkdir(exist_ok=True)
+    try:
+        settings = build(folder) | {"TRITON_CACHE_DIR": str(folder / "cache")}
+    except FileNotFoundError as error:
+        raise Skip(str(error)) from error
+    command = (sys.executable, "-W", "ignore", "-m", "tests.stub_driver.launches")
+    done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr)
+    if done.returncode != 0:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["nothing was said"])[-1])
+    said = json.loads(done.stdout)
+    passes = {name: len(kernels) for name, kernels in said["launched"]["float32"].items()}
+    return f"Triton {said['triton']}, launches: {', '.join(f'{name} {count}' for name, count in passes.items())}"
