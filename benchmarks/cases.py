@@ -223,10 +223,7 @@ CUDA_SUITES = (
     Suite(
         "compiled-cuda",
         "the mixer against torch.compile",
-        (
-            *cases("compiled-cuda", CUDA_EXAMPLES[:1], dtypes=BOTH),
-            *cases("compiled-cuda", CUDA_LARGE),
-        ),
+        (*cases("compiled-cuda", CUDA_EXAMPLES[:1], dtypes=BOTH), *cases("compiled-cuda", CUDA_LARGE)),
         ("eager", *FUSED, "compile"),
         "cuda",
     ),

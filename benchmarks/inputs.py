@@ -33,11 +33,7 @@ def source(case: Case) -> str:
     return "photographs" if fits else "random"
 
 
-def feature_map(
-    case: Case,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-) -> Tensor:  # [B, C, H, W]
+def feature_map(case: Case, device: torch.device | str = "cpu", seed: int = 0) -> Tensor:  # [B, C, H, W]
     """Crops and flips of the photographs, after a convolutional stem with seeded weights, normalised per channel."""
     generator = torch.Generator().manual_seed(seed)
     size = case.batch, case.channels, case.height, case.width

@@ -21,16 +21,7 @@ from benchmarks.accuracy import worst_error
 from benchmarks.cases import EAGER, Case
 from benchmarks.environment import facts, sm_clock
 from benchmarks.memory import peak_bytes
-from benchmarks.providers import (
-    PROVIDERS,
-    Call,
-    Provider,
-    Unavailable,
-    chosen,
-    exact,
-    minimal_bytes,
-    mixer_flops,
-)
+from benchmarks.providers import PROVIDERS, Call, Provider, Unavailable, chosen, exact, minimal_bytes, mixer_flops
 from benchmarks.results import Result, blank
 
 
@@ -55,11 +46,7 @@ class Meter:
         self._last: dict[tuple[object, ...], tuple[float, int]] = {}  # series -> (microseconds, tokens)
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32, for every provider
 
-    def run(
-        self,
-        case: Case,
-        providers: tuple[str, ...],
-    ) -> Iterator[Result]:
+    def run(self, case: Case, providers: tuple[str, ...]) -> Iterator[Result]:
         """A row for each provider, the baseline first."""
         before = sm_clock() if self.device == "cuda" else ""
         bench = Bench(self, case)

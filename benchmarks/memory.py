@@ -10,10 +10,7 @@ import torch
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler announces every start and stop
 
 
-def peak_bytes(
-    run: Callable[[], object],
-    device_type: str,
-) -> int:
+def peak_bytes(run: Callable[[], object], device_type: str) -> int:
     """The most that PyTorch's allocator holds during a call beyond what it held before, the result included."""
     if device_type == "cuda":
         torch.cuda.synchronize()

@@ -149,11 +149,7 @@ def _token_mlp_parameters(case: Case, device: str) -> tuple[Tensor, ...]:
 
 
 def _mixer(
-    name: str,
-    about: str,
-    build: Callable[[Case, str], Function],
-    *devices: str,
-    graphed: bool = False,
+    name: str, about: str, build: Callable[[Case, str], Function], *devices: str, graphed: bool = False
 ) -> Provider:
     return Provider(name, about, "mixer", mixer_parameters, build, eager, devices or ("cpu", "cuda"), graphed)
 

@@ -129,9 +129,7 @@ class ColdCache:
         torch.sum(self._buffer, dim=0, out=self._sum)
 
 
-def capture(
-    runs: Sequence[Run],
-) -> tuple[torch.cuda.CUDAGraph, list[object]]:
+def capture(runs: Sequence[Run]) -> tuple[torch.cuda.CUDAGraph, list[object]]:
     """A CUDA graph of the calls in sequence, and their results, which keep its memory alive."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -160,12 +158,7 @@ def device_times(
     return "graph", _event_times(graph.replay, len(runs), cold, seconds)
 
 
-def _event_times(
-    run: Run,
-    calls: int,
-    cold: ColdCache,
-    seconds: float,
-) -> list[float]:
+def _event_times(run: Run, calls: int, cold: ColdCache, seconds: float) -> list[float]:
     spin = _spin_cycles(max(_host_seconds(run) for _ in range(2)))
     samples: list[float] = []
     end = time.perf_counter() + seconds
@@ -196,10 +189,7 @@ def _spin_cycles(host_seconds: float) -> int:
     return int(CLOCK * (2 * host_seconds + 20e-6))
 
 
-def call_times(
-    run: Run,
-    seconds: float,
-) -> list[float]:
+def call_times(run: Run, seconds: float) -> list[float]:
     """Microseconds from the call in Python until the CUDA device has finished, launches included."""
     samples: list[float] = []
     end = time.perf_counter() + seconds

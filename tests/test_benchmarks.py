@@ -587,6 +587,29 @@ def test_a_build_that_compiled_nothing_or_not_all_fails(
         steps.build(this)
 
 
+def test_a_build_that_fails_is_no_pure_python_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """setup.py falls back to a package without the extension unless it is told not to."""
+    seen: list[dict[str, str]] = []
+
+    class Process:
+        def __init__(self, command: tuple[str, ...], **options: object) -> None:
+            if "setup.py" in command:
+                seen.append(options["env"])  # type: ignore[arg-type]
+
+        def wait(self) -> int:
+            return 1
+
+    monkeypatch.setattr(steps.subprocess, "Popen", Process)
+    monkeypatch.setattr(steps.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    this = _steps_run(tmp_path)
+    this.stand_in = False
+    with pytest.raises(RuntimeError, match="the extension's build failed, see the log"):
+        steps.build(this)
+    (settings,) = seen
+    assert (settings["TORCH_CUDA_ARCH_LIST"], settings["AFFNET_REQUIRE_EXTENSION"]) == ("9.0", "1")
+
+
 def test_a_profiler_without_events_fails_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "profile_call", lambda this, made: (0, 0.0, {}))
     with pytest.raises(RuntimeError, match="the profiler recorded no kernel"):

@@ -69,12 +69,7 @@ def main(out: Path, stand_in: bool, total: float = TOTAL) -> int:
     return run(jobs(out, stand_in), out, total)
 
 
-def run(
-    todo: Sequence[Job],
-    out: Path,
-    total: float = TOTAL,
-    write_report: bool = True,
-) -> int:
+def run(todo: Sequence[Job], out: Path, total: float = TOTAL, write_report: bool = True) -> int:
     """Run all jobs, whether or not one fails; 0 if none failed. The last lines give each outcome."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the job is ended too
     out.mkdir(parents=True, exist_ok=True)

@@ -86,7 +86,7 @@ def build(this: Run) -> str:
     else:
         said = []
         major, minor = torch.cuda.get_device_capability()
-        settings = os.environ | {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}"}
+        settings = os.environ | {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", "AFFNET_REQUIRE_EXTENSION": "1"}
         extension = subprocess.Popen((sys.executable, "setup.py", "build_ext", "--inplace"), cwd=ROOT, env=settings)
     count = 1 if this.stand_in else max(1, min(10, (os.cpu_count() or 1) - 4))
     command = (sys.executable, "-m", "benchmarks.gpu_run.steps", "warm", str(this.out))
@@ -103,6 +103,8 @@ def build(this: Run) -> str:
     said.append(f"Triton kernels of {good} of {len(rows)} cases compiled")
     if failed:
         said.append(f"the first error: {failed[0].case} {failed[0].dtype}: {failed[0].reason}")
+    elif rows and not good:
+        said.append(rows[0].reason)
     if failed or not built or not good:
         raise RuntimeError("; ".join(said))
     return "; ".join(said)
