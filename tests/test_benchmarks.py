@@ -589,6 +589,8 @@ def test_a_build_that_compiled_nothing_or_not_all_fails(
 
 def test_a_build_that_fails_is_no_pure_python_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """setup.py falls back to a package without the extension unless it is told not to."""
+    this = _steps_run(tmp_path)
+    this.stand_in = False
     seen: list[dict[str, str]] = []
 
     class Process:
@@ -602,8 +604,6 @@ def test_a_build_that_fails_is_no_pure_python_package(tmp_path: Path, monkeypatc
     monkeypatch.setattr(steps.subprocess, "Popen", Process)
     monkeypatch.setattr(steps.shutil, "which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    this = _steps_run(tmp_path)
-    this.stand_in = False
     with pytest.raises(RuntimeError, match="the extension's build failed, see the log"):
         steps.build(this)
     (settings,) = seen
