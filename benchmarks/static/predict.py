@@ -3,9 +3,10 @@
     python -m benchmarks.static.predict
 
 It prints three lower bounds for an H200 at batch 64: the bytes of x and y at 4.3 TB/s; the matrix products, padding
-included, at 62 % of 989 TFLOP/s in half precision, with three products for each one in float32; and the instructions of
-the compiled code, each chunk's code counted as often as it runs, at four per cycle and 1.755 GHz on 132 multiprocessors.
-The prediction is an estimate on top: twice the highest bound, for latencies and barriers, plus 3 us for a launch.
+included, at 62 % of 989 TFLOP/s in half precision, with three products for each one in float32; and the instructions
+of the compiled code, each chunk's code counted as often as it runs, at four per cycle and 1.755 GHz on 132
+multiprocessors. The prediction is an estimate on top: twice the highest bound, for latencies and barriers, plus 3 us
+for a launch.
 """
 
 from __future__ import annotations

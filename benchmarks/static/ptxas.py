@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 CSRC = Path(__file__).parents[2] / "csrc"
 ARCHS = tuple(int(target.replace(".", "")) for target in (CSRC / "cuda" / "targets.txt").read_text().split(";"))
-# Bytes that a thread may spill. In float64, division and exp are calls, around which ptxas keeps registers in memory; in
-# float32 it gives up a few registers so that one more CTA of the largest size fits on a multiprocessor.
+# Bytes that a thread may spill. In float64, division and exp are calls, around which ptxas keeps registers in memory;
+# in float32 it gives up a few registers so that one more CTA of the largest size fits on a multiprocessor.
 #
 # Below compute capability 10, ptxas prefetches the tensor-core kernels' weights into all available registers and spills
 # values that a tile needs once or twice: at most 40 loads in 3800 instructions of the forward map. The VJP takes 16
