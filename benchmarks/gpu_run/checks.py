@@ -58,7 +58,11 @@ def contact(this: Run) -> str:
             if status == "FAIL":
                 first = first or f"{name} on {case.name} {case.dtype}: {reason}"
     said = [
-        f"{name} {statuses.count('OK')} of {len(statuses)} right" for name, statuses in outcomes.items() if statuses
+        f"{name} cannot run here"
+        if set(statuses) == {"SKIP"}
+        else f"{name} {statuses.count('OK')} of {len(statuses)} right"
+        for name, statuses in outcomes.items()
+        if statuses
     ]
     if first:
         raise RuntimeError(f"{', '.join(said)}; the first: {first}")

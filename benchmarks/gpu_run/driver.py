@@ -37,7 +37,7 @@ class Job(NamedTuple):
 
 def jobs(out: Path, stand_in: bool) -> list[Job]:
     rest = ("--stand-in",) if stand_in else ()
-    only_here = (Step("stub-driver", "Triton's JIT and launcher on a stub of the driver", 60, "stub_driver"),)
+    only_here = (Step("stub-driver", "Triton's JIT and launcher on a stub of the driver", 100, "stub_driver"),)
     return [
         Job(
             step.name,
