@@ -15,8 +15,6 @@ from affnet_kernels.functional import fused_aff_mixer
 PARAMETERS = ("w1", "b1", "w2", "b2")
 HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)  # where a module keeps its hooks
 
-torch.fx.wrap("fused_aff_mixer")  # symbolic tracing records the call and does not look inside
-
 
 class AFFMixer(nn.Module):
     """Adaptive frequency filter, a drop-in for the official `AFNO2D_channelfirst`: same parameters, same state dict.

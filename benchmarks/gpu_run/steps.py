@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from affnet_kernels import available_backends
-from affnet_kernels.backends import explain
+from affnet_kernels.backends import as_lines
 from benchmarks import run
 from benchmarks.cases import SUITES, Case
 from benchmarks.environment import ROOT, smi, version
@@ -40,7 +40,7 @@ def device(this: Run) -> str:
     print(f"nvcc: {shutil.which('nvcc')}, compute-sanitizer: {shutil.which('compute-sanitizer')}")
     asked = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit", "persistence_mode")
     print(f"nvidia-smi {', '.join(asked)}: {smi(*asked) or 'no answer'}")
-    print(explain(available_backends()))
+    print(as_lines(available_backends()))
     rates = [f"copy {_copy_rate(this):,.0f} GB/s"]
     for dtype, tf32 in (("bfloat16", False), ("float32", True), ("float32", False)):
         rates.append(_product_rate(this, dtype, tf32))
