@@ -172,7 +172,7 @@ _SUITES = (
     _suite(
         "compiled",
         "the mixer against torch.compile, one shape of each map size",
-        ("eager", *FUSED, *COMPILED),
+        ("eager", *FUSED, "compile"),
         *((EXAMPLES, {"directions": (direction,)}) for direction in PASSES),
     ),
     _suite("activations", "the headline's SiLU, and GELU, against ReLU", FUSED, (EXAMPLES, _ACTIVATIONS)),
