@@ -1,26 +1,37 @@
-// What the kernels must know to stay inside their tensors; everything else is validated in Python.
+// The arguments of the operators, and the checks that keep the kernels inside their tensors. Python validates the rest.
 #pragma once
 
 #include <ATen/ATen.h>
 
 #include <string>
+#include <tuple>
 
 #include "activations.h"
 
 namespace affnet {
 
-// The sizes of one call, checked: no kernel reads or writes outside the tensors they were taken from.
+// The mask's two complex layers; index 0 of the first axis is the real part, 1 the imaginary.
+struct Parameters {
+  at::Tensor w1;  // [2, K, D, Dh]
+  at::Tensor b1;  // [2, K, Dh]
+  at::Tensor w2;  // [2, K, Dh, D]
+  at::Tensor b2;  // [2, K, D]
+
+  Parameters contiguous() const { return {w1.contiguous(), b1.contiguous(), w2.contiguous(), b2.contiguous()}; }
+};
+
+// dx, dw1, db1, dw2, db2; a group that was not asked for has shape [0].
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
 struct Sizes {
   int64_t B, C, H, W, K, D, Dh;
 };
 
+// The sizes of a call whose tensors have matching shapes, types and devices; anything else raises.
 inline Sizes check_sizes(const char* function,
-                         const at::Tensor& x,   // [B, C, H, W]
-                         const at::Tensor& w1,  // [2, K, D, Dh]
-                         const at::Tensor& b1,  // [2, K, Dh]
-                         const at::Tensor& w2,  // [2, K, Dh, D]
-                         const at::Tensor& b2   // [2, K, D]
-) {
+                         const at::Tensor& x,  // [B, C, H, W]
+                         const Parameters& parameters) {
+  const auto& [w1, b1, w2, b2] = parameters;
   TORCH_CHECK_VALUE(x.dim() == 4 && x.numel() > 0, function, ": expected x [B, C, H, W] with elements, got ",
                     x.sizes());
   TORCH_CHECK_VALUE(w1.dim() == 4 && w1.size(0) == 2, function, ": expected w1 [2, K, D, Dh], got ", w1.sizes());
@@ -34,10 +45,10 @@ inline Sizes check_sizes(const char* function,
   check("b1", b1, {2, n.K, n.Dh});
   check("w2", w2, {2, n.K, n.Dh, n.D});
   check("b2", b2, {2, n.K, n.D});
-  const at::ScalarType wanted = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::ScalarType expected = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   for (const at::Tensor* parameter : {&w1, &b1, &w2, &b2}) {
-    TORCH_CHECK_TYPE(parameter->scalar_type() == wanted, function, ": expected parameters of ", wanted, " for x of ",
-                     x.scalar_type(), ", got ", parameter->scalar_type());
+    TORCH_CHECK_TYPE(parameter->scalar_type() == expected, function, ": expected parameters of ", expected,
+                     " for x of ", x.scalar_type(), ", got ", parameter->scalar_type());
     TORCH_CHECK_VALUE(parameter->device() == x.device(), function, ": expected parameters on ", x.device(), ", got ",
                       parameter->device());
   }

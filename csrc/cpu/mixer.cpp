@@ -100,16 +100,18 @@ Storage storage_of(at::ScalarType type) {
 template <typename T>
 struct Prepared {
   Call<T> call{};
-  at::Tensor x, w1, b1, w2, b2;
+  at::Tensor x;
+  Parameters parameters;
   std::shared_ptr<const TileLayout<T>> layout;
 
-  Prepared(const Sizes& n, const at::Tensor& x_, const at::Tensor& w1_, const at::Tensor& b1_, const at::Tensor& w2_,
-           const at::Tensor& b2_, double sparsity_threshold, Activation activation)
-      : x(x_.contiguous()), w1(w1_.contiguous()), b1(b1_.contiguous()), w2(w2_.contiguous()), b2(b2_.contiguous()) {
+  Prepared(const Sizes& n, const at::Tensor& x_, const Parameters& parameters_, double sparsity_threshold,
+           Activation activation)
+      : x(x_.contiguous()), parameters(parameters_.contiguous()) {
     call.x = x.const_data_ptr();
     call.storage = storage_of(x.scalar_type());
-    call.w1 = w1.const_data_ptr<T>(), call.b1 = b1.const_data_ptr<T>();
-    call.w2 = w2.const_data_ptr<T>(), call.b2 = b2.const_data_ptr<T>();
+    const auto& [w1, b1, w2, b2] = parameters;
+    call.w1 = w1.template const_data_ptr<T>(), call.b1 = b1.template const_data_ptr<T>();
+    call.w2 = w2.template const_data_ptr<T>(), call.b2 = b2.template const_data_ptr<T>();
     call.batch = n.B, call.height = n.H, call.width = n.W;
     call.blocks = static_cast<int>(n.K), call.size = static_cast<int>(n.D), call.hidden = static_cast<int>(n.Dh);
     call.threshold = static_cast<T>(sparsity_threshold);
@@ -149,8 +151,8 @@ struct Sums {
 
   template <typename T>
   explicit Sums(const Prepared<T>& prepared)
-      : tensors{at::empty_like(prepared.w1), at::empty_like(prepared.b1), at::empty_like(prepared.w2),
-                at::empty_like(prepared.b2)} {}
+      : tensors{at::empty_like(prepared.parameters.w1), at::empty_like(prepared.parameters.b1),
+                at::empty_like(prepared.parameters.w2), at::empty_like(prepared.parameters.b2)} {}
 
   template <typename T>
   ParameterGrads<T> of_block(int64_t k, int64_t blocks) const {
@@ -162,9 +164,7 @@ struct Sums {
 };
 
 template <typename T>
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> run_backward(const Sizes& n,
-                                                                                    Prepared<T>& prepared,
-                                                                                    const at::Tensor& dy) {
+Gradients run_backward(const Sizes& n, Prepared<T>& prepared, const at::Tensor& dy) {
   Call<T>& call = prepared.call;
   call.dy = dy.const_data_ptr();
   at::Tensor dx = call.input_grad ? at::empty_like(prepared.x) : at::empty({0}, prepared.x.options());
@@ -185,7 +185,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> run_backw
                      }
                    });
   if (sums.empty()) {
-    const at::Tensor none = at::empty({0}, prepared.w1.options());
+    const at::Tensor none = at::empty({0}, prepared.parameters.w1.options());
     return {dx, none, none.clone(), none.clone(), none.clone()};
   }
   for (size_t i = 0; i < 4; ++i) {
@@ -205,30 +205,30 @@ at::Tensor forward(const at::Tensor& x,   // [B, C, H, W]
                    const at::Tensor& b2,  // [2, K, D]
                    double sparsity_threshold, c10::string_view activation) {
   const char* const name = "native_forward";
-  const Sizes n = check_sizes(name, x, w1, b1, w2, b2);
+  const Parameters parameters{w1, b1, w2, b2};
+  const Sizes n = check_sizes(name, x, parameters);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    Prepared<T> prepared(n, x, w1, b1, w2, b2, sparsity_threshold, activation_named(name, activation));
+    Prepared<T> prepared(n, x, parameters, sparsity_threshold, activation_named(name, activation));
     return run_forward(n, prepared);
   };
   return x.scalar_type() == at::kDouble ? run(double{}) : run(float{});
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& dy,  // [B, C, H, W]
-                                                                                const at::Tensor& x,   // [B, C, H, W]
-                                                                                const at::Tensor& w1,  // [2, K, D, Dh]
-                                                                                const at::Tensor& b1,  // [2, K, Dh]
-                                                                                const at::Tensor& w2,  // [2, K, Dh, D]
-                                                                                const at::Tensor& b2,  // [2, K, D]
-                                                                                double sparsity_threshold,
-                                                                                c10::string_view activation,
-                                                                                bool input_grad, bool parameter_grads) {
+Gradients backward(const at::Tensor& dy,  // [B, C, H, W]
+                   const at::Tensor& x,   // [B, C, H, W]
+                   const at::Tensor& w1,  // [2, K, D, Dh]
+                   const at::Tensor& b1,  // [2, K, Dh]
+                   const at::Tensor& w2,  // [2, K, Dh, D]
+                   const at::Tensor& b2,  // [2, K, D]
+                   double sparsity_threshold, c10::string_view activation, bool input_grad, bool parameter_grads) {
   const char* const name = "native_backward";
-  const Sizes n = check_sizes(name, x, w1, b1, w2, b2);
+  const Parameters parameters{w1, b1, w2, b2};
+  const Sizes n = check_sizes(name, x, parameters);
   check_dy(name, dy, x);
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    Prepared<T> prepared(n, x, w1, b1, w2, b2, sparsity_threshold, activation_named(name, activation));
+    Prepared<T> prepared(n, x, parameters, sparsity_threshold, activation_named(name, activation));
     prepared.call.input_grad = input_grad;
     prepared.call.parameter_grads = parameter_grads;
     return run_backward(n, prepared, dy.contiguous());
