@@ -30,20 +30,32 @@ def _has(features: list[str]) -> bool:
     return all(feature in flags for feature in features)
 
 
+def _compile(*arguments: str | Path) -> None:
+    # GCC takes the undefined values in its own AVX-512 intrinsics for mistakes.
+    warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi"]
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cpu'}"]
+    subprocess.run(["g++", "-O1", "-std=c++20", *warnings, *includes, *arguments], check=True)
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """What makes plans and layouts, compiled once: it is the same for every instruction set."""
+    folder = tmp_path_factory.mktemp("plans")
+    objects = []
+    for source in (ROOT / "csrc" / "cpu" / "fft").glob("*.cpp"):
+        objects.append(folder / f"{source.stem}.o")
+        _compile("-c", source, "-o", objects[-1])
+    return objects
+
+
 @pytest.fixture(scope="module", params=INSTRUCTION_SETS)
-def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program(request: pytest.FixtureRequest, plans: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     name = request.param
     options, features = INSTRUCTION_SETS[name]
     if not _has(features):
         pytest.skip(f"this machine has no {name}")
     target = tmp_path_factory.mktemp("cpu_host") / name
-    # GCC takes the undefined values in its own AVX-512 intrinsics for mistakes.
-    warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-psabi"]
-    command = ["g++", "-O1", "-std=c++20", *warnings, *options, f"-DAFFNET_CAPABILITY={name}"]
-    sources = [SOURCE, *(ROOT / "csrc" / "cpu" / "fft").glob("*.cpp")]
-    subprocess.run(
-        [*command, f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cpu'}", *sources, "-o", str(target)], check=True
-    )
+    _compile(*options, f"-DAFFNET_CAPABILITY={name}", SOURCE, *plans, "-o", target)
     return target
 
 
