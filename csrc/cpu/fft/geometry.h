@@ -11,32 +11,33 @@ inline constexpr int kMaxImagesLog2 = 3;
 
 // The layout of `channels` channels of a tile of `images` images, which are transformed together.
 //
-// Every lane of a vector is a transform of its own. Columns first: those of all planes are numbered from plane to
-// plane, `pitch` apart, and column j shares a complex transform with column j + pairs. Of each column's spectrum the
-// rows 0 .. height / 2 are kept, in the row buffer. Rows 0 and height / 2 hold real numbers by then and share a complex
-// row; for odd heights, the rows 0 of two planes do. Then rows: row (plane, kh) gives two slots for each kw <= width /
-// 2, the frequencies (kh, kw) and (-kh, kw); a shared row gives (0, kw) and (height / 2, kw), or kw of its two planes.
+// Every lane of a vector is a transform of its own. The columns are transformed first. They are numbered across all
+// planes, those of one plane starting `pitch` after those of the plane before, and column j shares a complex transform
+// with column j + pairs. The row buffer receives rows 0 .. height / 2 of each column's spectrum. Rows 0 and height / 2
+// are real by then and share a complex row; if the height is odd, the rows 0 of two planes share one. Transforming row
+// kh of a plane gives two slots for each kw <= width / 2, the frequencies (kh, kw) and (-kh, kw). A shared row gives
+// (0, kw) and (height / 2, kw), or kw of its two planes.
 //
-// One image of 4 x 4, so pairs = 2:
+// For one image of 4 x 4 with columns a, b, c and d, so that pairs = 2:
 //
-//     map            column transforms     row buffer [2, re / im]       row transforms    slots of a channel
-//                    (a lane each)                                        (a lane each)
-//     a0 b0 c0 d0                          row 0  re: kh=0 of a b c d                     kw=0 | 0,0  1,0  2,0 -1,0
-//     a1 b1 c1 d1    lane 0: a + i c              im: kh=2 of a b c d    lane 0: row 0    kw=1 | 0,1  1,1  2,1 -1,1
-//     a2 b2 c2 d2    lane 1: b + i d       row 1  re: kh=1 of a b c d    lane 1: row 1    kw=2 | 0,2  1,2  2,2 -1,2
-//     a3 b3 c3 d3                                 im: kh=1 of a b c d                       (kh, kw), row by row
+//     map            column transforms   row buffer [2, re/im]       row transforms    slots (kh, kw) of a channel
 //
-// Several images fill more lanes: columns of all images, then rows of all images. The slots of one channel are
-// [width / 2 + 1, 2, rows]: each frequency of the half spectrum once, except that with an odd height a lone image
-// leaves slots that hold zero.
+//     a0 b0 c0 d0                        row 0  re: kh=0 of a b c d                    kw=0: 0,0  1,0  2,0 -1,0
+//     a1 b1 c1 d1    lane 0: a + i c            im: kh=2 of a b c d  lane 0: row 0     kw=1: 0,1  1,1  2,1 -1,1
+//     a2 b2 c2 d2    lane 1: b + i d     row 1  re: kh=1 of a b c d  lane 1: row 1     kw=2: 0,2  1,2  2,2 -1,2
+//     a3 b3 c3 d3                               im: kh=1 of a b c d
 //
-// Thin maps. Where the columns or rows of one channel would leave most lanes empty, several channels are transformed
-// together (`runs`). Then plane p = image * channels + channel; the lanes of a vector of rows belong to different
-// channels, and each lane's frequencies go to a run of consecutive slots: a channel's slots are [runs, width / 2 + 1],
-// one run for each frequency (image, kh).
+// With several images, the columns of all images and then the rows of all images fill the lanes. The slots of a channel
+// are [width / 2 + 1, 2, rows] and hold each frequency of the half spectrum once, except that a lone image of odd
+// height leaves slots that hold zero.
 //
-// A map of one column is transformed as if it were one row (`mirrored`, height 1). All of its frequencies are in its
-// half spectrum, so that after the runs of kw <= width / 2 follow those of -kw for 0 < kw < width / 2.
+// Thin maps (`runs`): where the columns or rows of one channel would leave most lanes empty, several channels are
+// transformed together. Plane p = image * channels + channel, and the lanes of a vector of rows belong to different
+// channels. The frequencies of each lane go to a run of consecutive slots, so that the slots of a channel are
+// [images, height, width / 2 + 1], with kh modulo the height.
+//
+// A map of one column (`mirrored`) is transformed as one row, with height = 1. Its half spectrum holds all of its
+// frequencies: the runs of kw <= width / 2 are followed by the mirrored runs, of -kw for 0 < kw < width / 2.
 template <typename T>
 struct Geometry {
   int height, width, images;
