@@ -211,7 +211,7 @@ def cpu_variants() -> dict[str, list[str]]:
     """The CPU kernel's variants, by the name of their C++ namespace, and the compiler's options for each."""
     variants = {"baseline": list[str]()}
     if platform.machine().lower() in ("x86_64", "amd64"):
-        variants["avx2"] = ["-mavx2", "-mfma"]
+        variants["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
         variants["avx512"] = [*variants["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
     return variants
 
