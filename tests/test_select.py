@@ -107,16 +107,12 @@ def test_the_first_that_can_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         select.__wrapped__(spec, "cpu")
 
 
-@pytest.mark.parametrize(
-    ("batch", "height", "width", "chosen"),
-    [(1, 1, 4096, "reference"), (1, 2, 2048, "reference"), (1, 4, 1024, "cpu"), (1, 1, 256, "cpu"), (8, 1, 512, "cpu")],
-)
-def test_thin_maps_on_a_cpu(batch: int, height: int, width: int, chosen: str) -> None:
-    """The reference computes what the kernel's vectors are too empty for, unless the kernel is asked for by name."""
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 1, 4096), (1, 2, 2048), (1, 4096, 1), (8, 1, 512)])
+def test_thin_maps_on_a_cpu(batch: int, height: int, width: int) -> None:
+    """The CPU kernel is faster than the reference on maps of a few rows or columns too."""
     spec = MixerSpec.of(X, W1)._replace(batch=batch, height=height, width=width)
     if not available_backends(spec)["cpu"]:
-        names = [select(spec, backend).NAME for backend in (None, "cpu")]
-        assert names == [chosen, "cpu"]
+        assert select(spec, None).NAME == "cpu"
 
 
 def test_available_backends() -> None:

@@ -41,9 +41,10 @@ void forward(const Call<T>& call, int64_t begin, int64_t end, char* memory) {
       const Tile tile = tile_at(call, k, i % groups);
       const Tile next = i + 1 < end ? tile_at(call, (i + 1) / groups, (i + 1) % groups) : kNoTile;
       if (forward_tile(call, block, tile, next, scale, scratch)) continue;
-      // Images of a tile share transforms: what is not finite in one spoils the others, so each is done again alone.
-      for (int64_t image = 0; tile.images_log2 > 0 && image < int64_t{1} << tile.images_log2; ++image) {
-        forward_tile(call, block, Tile{k, tile.first + image, 0}, kNoTile, scale, scratch);
+      // Images, or channels of a thin map, share transforms: a value that is not finite in one spoils the others. Each
+      // is computed again alone.
+      for (int64_t image = 0; call.shares_transforms() && image < int64_t{1} << tile.images_log2; ++image) {
+        forward_tile(call, block, Tile{k, tile.first + image, 0, true}, kNoTile, scale, scratch);
       }
     }
   }
@@ -64,19 +65,19 @@ void backward(const Call<T>& call, int k, int64_t begin, int64_t end, const Para
   const Block<T> block(call, k, scratch, s / 2);
   scratch.clear_sums();
   bool finite = true;
-  for (int64_t i = begin; i < end && (finite || call.images_log2 == 0); ++i) {
+  for (int64_t i = begin; i < end && (finite || !call.shares_transforms()); ++i) {
     // What follows in the next block is another call's work, but most often this thread's.
     const Tile next = i + 1 < end           ? tile_at(call, k, i + 1)
                       : k + 1 < call.blocks ? tile_at(call, k + 1, begin)
                                             : kNoTile;
     finite = backward_tile(call, block, tile_at(call, k, i), next, scale, scratch);
   }
-  if (!finite && call.images_log2 > 0) {  // as in forward
+  if (!finite && call.shares_transforms()) {  // as in forward
     scratch.clear_sums();
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tile_at(call, k, i);
       for (int64_t image = 0; image < int64_t{1} << tile.images_log2; ++image) {
-        backward_tile(call, block, Tile{k, tile.first + image, 0}, kNoTile, scale, scratch);
+        backward_tile(call, block, Tile{k, tile.first + image, 0, true}, kNoTile, scale, scratch);
       }
     }
   }
