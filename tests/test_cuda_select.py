@@ -11,7 +11,7 @@ import torch
 from affnet_kernels import MixerSpec
 from affnet_kernels.backends import BACKENDS, native, select, triton
 from affnet_kernels.backends.native import Native, missing_target
-from affnet_kernels.backends.preference import CUDA_PREFERENCES
+from affnet_kernels.backends.preference import PREFERENCES
 
 GPU = torch.device("cuda")
 
@@ -118,7 +118,7 @@ def test_the_preferred_backend_is_chosen(
 
 
 def test_every_preference_states_its_basis() -> None:
-    for row in CUDA_PREFERENCES:
+    for row in PREFERENCES:
         assert row.basis == "predicted" or row.basis.startswith("measured on ")
         assert len(row.why) > 20
-        assert sorted(row.order) == ["cuda", "triton"]
+        assert set(row.order) <= ({"cuda", "triton"} if row.device == "cuda" else {row.device})
