@@ -151,6 +151,7 @@ std::optional<at::Tensor> mixer_eager(const at::Tensor& x, const at::Tensor& w1,
   const bool differentiable = at::GradMode::is_enabled() &&
                               !c10::impl::tls_local_dispatch_key_set().excluded_.has_any(c10::autograd_dispatch_keyset);
   if (differentiable) return Mixer::apply(x, w1, b1, w2, b2, sparsity_threshold, activation, backend, native);
+  const at::AutoDispatchBelowADInplaceOrView below;
   return native ? native_forward(x, w1, b1, w2, b2, sparsity_threshold, activation)
                 : mixer_forward(x, w1, b1, w2, b2, sparsity_threshold, activation, backend);
 }
