@@ -45,7 +45,7 @@ bench: install
 
 # Takes a quarter of an hour on an idle machine, and needs a checkout without changes: the CSV names its commit.
 cpu-table: install
-	@$(PYTHON) -m benchmarks run default relu cliffs --device cpu --out out/cpu-table
+	@$(PYTHON) -m benchmarks run default relu cliffs --device cpu --compile-seconds 200 --out out/cpu-table
 	@$(PYTHON) -m benchmarks keep out/cpu-table
 	@$(PYTHON) -m benchmarks readme
 
@@ -61,15 +61,15 @@ commit = git describe --always --abbrev=12 --exclude='*' --dirty=+changes
 commit-file:
 	@commit=$$($(commit)) && echo "$$commit" > COMMIT && echo "COMMIT: $$commit"
 
-# The tree as it travels to such a machine: what git tracks or would track, here with the compiled extension for CPUs.
+# The tree as it travels to such a machine: what git tracks or would track. The extension joins it in the build's step.
 REHEARSAL ?= build/gpu-rehearsal
 gpu-rehearsal: install
 	@rm -rf $(REHEARSAL) && mkdir -p $(REHEARSAL)/tree
 	@git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -T - -cf - \
 	  | tar -xf - -C $(REHEARSAL)/tree
-	@cp affnet_kernels/_C* $(REHEARSAL)/tree/affnet_kernels
 	@$(commit) > $(REHEARSAL)/tree/COMMIT
-	@cd $(REHEARSAL)/tree && OMP_NUM_THREADS=1 $(abspath $(PYTHON)) -m benchmarks gpu ../out --stand-in
+	@python=$(abspath $(PYTHON)) prebuilt=$(abspath affnet_kernels) && cd $(REHEARSAL)/tree && \
+	  AFFNET_PREBUILT=$$prebuilt OMP_NUM_THREADS=1 $$python -m benchmarks gpu ../out --stand-in
 
 test: install lint
 	@echo '== running the tests'

@@ -10,7 +10,7 @@ import time
 import torch
 
 from affnet_kernels import MixerSpec, __version__, available_backends, fused_aff_mixer
-from affnet_kernels.backends import explain
+from affnet_kernels.backends import as_lines
 from affnet_kernels.backends.native import build_facts
 from affnet_kernels.spec import compute_dtype
 
@@ -33,7 +33,7 @@ def info() -> int:
     for name, value in rows:
         print(f"{name:<15} {value}")
     print("backends, in order of preference:")
-    print(explain(available_backends()))
+    print(as_lines(available_backends()))
     return 0
 
 
