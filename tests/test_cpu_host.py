@@ -66,5 +66,5 @@ def test_part(program: Path, check: str) -> None:
 
 
 def test_every_check_is_found() -> None:
-    functions = re.findall(r"^void (?!check_)\w+\(\) \{$", SOURCE.read_text(), re.MULTILINE)
+    functions = re.findall(r"^void (?!check_)\w+\(\) \{", SOURCE.read_text(), re.MULTILINE)
     assert len(CHECKS) == len(functions) > 0
