@@ -1,4 +1,4 @@
-"""The operator written for reading: eager PyTorch on any device, and the definition that every backend is checked against.
+"""The operator written for reading: eager PyTorch on any device; the definition that every backend is checked against.
 
 The inverse transform is the two-step one: a complex inverse FFT along H, then a complex-to-real inverse along W,
 which ignores the imaginary part of the DC and Nyquist columns. `torch.fft.irfft2` does the same on the CPU; on CUDA
