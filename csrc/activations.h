@@ -1,7 +1,7 @@
 // The activations of the mask and soft-shrink, with their derivatives, on host and device, free of torch. `T` is float,
 // double, or a SIMD vector of them that has the same operators, `select`, `exp_`, `erf_` and `tanh_`.
 //
-// To add an activation: a line in AFFNET_ACTIVATIONS and a branch in each of `activate` and `activate_vjp`. A missing
+// To add an activation: a line in AFFNET_ACTIVATIONS and a branch in each of `activate` and `activate_with_derivative`. A missing
 // branch does not compile.
 #pragma once
 
@@ -55,7 +55,7 @@ AFFNET_HD T activate(T v) {
   } else if constexpr (kActivation == Activation::kSilu) {
     return v / (T(1) + exp_(-v));
   } else if constexpr (kActivation == Activation::kGelu) {
-    return T(0.5) * v * (T(1) + erf_(v * T(0.70710678118654752440)));
+    return v * (T(0.5) + T(0.5) * erf_(v * T(0.70710678118654752440)));
   } else if constexpr (kActivation == Activation::kTanh) {
     return tanh_(v);
   } else if constexpr (kActivation == Activation::kIdentity) {
@@ -65,26 +65,37 @@ AFFNET_HD T activate(T v) {
   }
 }
 
+template <typename T>
+struct ValueAndDerivative {
+  T value, derivative;
+};
+
+// act(v) and act'(v), which share most of their work.
+template <Activation kActivation, typename T>
+AFFNET_HD ValueAndDerivative<T> activate_with_derivative(T v) {
+  if constexpr (kActivation == Activation::kRelu) {
+    return {activate<kActivation>(v), select(v <= T(0), T(0), T(1))};
+  } else if constexpr (kActivation == Activation::kSilu) {
+    const T s = T(1) / (T(1) + exp_(-v)), value = v * s;
+    return {value, s + (value - value * s)};
+  } else if constexpr (kActivation == Activation::kGelu) {
+    const T cdf = T(0.5) + T(0.5) * erf_(v * T(0.70710678118654752440));
+    const T pdf = exp_(T(-0.5) * v * v) * T(0.39894228040143267794);
+    return {v * cdf, cdf + v * pdf};
+  } else if constexpr (kActivation == Activation::kTanh) {
+    const T t = tanh_(v);
+    return {t, T(1) - t * t};
+  } else if constexpr (kActivation == Activation::kIdentity) {
+    return {v, T(1)};
+  } else {
+    static_assert(kNoSuchActivation<kActivation>, "activate_with_derivative: an activation without a branch here");
+  }
+}
+
 // d * act'(v).
 template <Activation kActivation, typename T>
 AFFNET_HD T activate_vjp(T d, T v) {
-  if constexpr (kActivation == Activation::kRelu) {
-    return d * select(v <= T(0), T(0), T(1));
-  } else if constexpr (kActivation == Activation::kSilu) {
-    const T s = T(1) / (T(1) + exp_(-v));
-    return d * (s * (T(1) + v * (T(1) - s)));
-  } else if constexpr (kActivation == Activation::kGelu) {
-    const T cdf = T(0.5) * (T(1) + erf_(v * T(0.70710678118654752440)));
-    const T pdf = exp_(T(-0.5) * v * v) * T(0.39894228040143267794);
-    return d * (cdf + v * pdf);
-  } else if constexpr (kActivation == Activation::kTanh) {
-    const T t = tanh_(v);
-    return d * (T(1) - t * t);
-  } else if constexpr (kActivation == Activation::kIdentity) {
-    return d;
-  } else {
-    static_assert(kNoSuchActivation<kActivation>, "activate_vjp: an activation without a branch here");
-  }
+  return d * activate_with_derivative<kActivation>(v).derivative;
 }
 
 // v moved towards zero by lambda, and zero within it: v - clamp(v, -lambda, lambda).

@@ -14,8 +14,8 @@ AFFNET_INLINE Channels<const T> read(Channels<T> channels) {
   return {channels.re, channels.im, channels.stride};
 }
 
-// Whether an activation costs next to nothing and its derivative can be told from what it gives.
-constexpr bool is_cheap(Activation a) { return a == Activation::kRelu || a == Activation::kIdentity; }
+// Whether act(act(v)) = act(v), so that act'(act(v)) = act'(v): the backward pass then needs no more than act(v).
+constexpr bool is_idempotent(Activation a) { return a == Activation::kRelu || a == Activation::kIdentity; }
 
 // to = act(p)
 template <Activation kActivation, typename T>
@@ -69,9 +69,21 @@ struct MultiplyByMaskVjp {
   }
 };
 
-// to = d * act'(p), told from act(p)
+// to = act(p), derivative = act'(p)
 template <Activation kActivation, typename T>
-struct StoreActivatedVjp {
+struct StoreActivatedWithDerivative {
+  Channels<T> to, derivative;
+  AFFNET_INLINE void operator()(int o, ptrdiff_t v, Vec<T> p_re, Vec<T> p_im) const {
+    const ptrdiff_t at = o * to.stride + v, derivative_at = o * derivative.stride + v;
+    const auto re = activate_with_derivative<kActivation>(p_re), im = activate_with_derivative<kActivation>(p_im);
+    re.value.store(to.re + at), im.value.store(to.im + at);
+    re.derivative.store(derivative.re + derivative_at), im.derivative.store(derivative.im + derivative_at);
+  }
+};
+
+// to = d * act'(p) of an idempotent activation, from act(p)
+template <Activation kActivation, typename T>
+struct StoreIdempotentVjp {
   Channels<const T> activated;
   Channels<T> to;
   AFFNET_INLINE void operator()(int o, ptrdiff_t v, Vec<T> d_re, Vec<T> d_im) const {
@@ -79,6 +91,19 @@ struct StoreActivatedVjp {
     const ptrdiff_t from = o * activated.stride + v, at = o * to.stride + v;
     activate_vjp<kActivation>(d_re, V::load(activated.re + from)).store(to.re + at);
     activate_vjp<kActivation>(d_im, V::load(activated.im + from)).store(to.im + at);
+  }
+};
+
+// to = d * factor, in each part
+template <typename T>
+struct StoreScaled {
+  Channels<const T> factor;
+  Channels<T> to;
+  AFFNET_INLINE void operator()(int o, ptrdiff_t v, Vec<T> d_re, Vec<T> d_im) const {
+    using V = Vec<T>;
+    const ptrdiff_t from = o * factor.stride + v, at = o * to.stride + v;
+    (d_re * V::load(factor.re + from)).store(to.re + at);
+    (d_im * V::load(factor.im + from)).store(to.im + at);
   }
 };
 
@@ -101,20 +126,26 @@ AFFNET_INLINE void each_channel(int count, ptrdiff_t values, int lanes, F&& f) {
   }
 }
 
-// to = act(w1^T X + b1). An activation that is not cheap is a pass of its own, over pre-activations in P1.
-template <Activation kActivation, typename T>
-AFFNET_INLINE void first_layer(const Block<T>& block, Channels<const T> X, Channels<T> P1, Channels<T> to,
-                               ptrdiff_t values, Prefetcher& prefetcher) {
+#ifdef FUSED
+constexpr bool apart(Activation) { return false; }
+#else
+constexpr bool apart(Activation a) { return !is_idempotent(a); }
+#endif
+
+// to = act(w1^T X + b1), and what `finish`, which is told that sum, stores besides. 
+template <Activation kActivation, typename T, typename Finish>
+AFFNET_INLINE void first_layer(const Block<T>& block, Channels<const T> X, Channels<T> to, ptrdiff_t values,
+                               const Finish& finish, Prefetcher& prefetcher) {
   using V = Vec<T>;
   const int vectors = static_cast<int>(values / V::kLanes);
-  if constexpr (is_cheap(kActivation)) {
-    contract<Product::kForward>(X, block.w1, block.b1, vectors, StoreActivated<kActivation, T>{to}, prefetcher);
+  if constexpr (!apart(kActivation)) {
+    contract<Product::kForward>(X, block.w1, block.b1, vectors, finish, prefetcher);
   } else {
-    contract<Product::kForward>(X, block.w1, block.b1, vectors, StoreActivated<Activation::kIdentity, T>{P1},
+    contract<Product::kForward>(X, block.w1, block.b1, vectors, StoreActivated<Activation::kIdentity, T>{to},
                                 prefetcher);
     each_channel(block.w1.outputs, values, V::kLanes, [&](int o, ptrdiff_t v) AFFNET_LAMBDA {
-      const ptrdiff_t from = o * P1.stride + v;
-      StoreActivated<kActivation, T>{to}(o, v, V::load(P1.re + from), V::load(P1.im + from));
+      const ptrdiff_t from = o * to.stride + v;
+      finish(o, v, V::load(to.re + from), V::load(to.im + from));
     });
   }
 }
@@ -130,7 +161,7 @@ void spectral_map(const Call<T>& call, const Geometry<T>& g, const Block<T>& blo
   for (ptrdiff_t slot = 0; slot < slots; slot += scratch.step) {
     const ptrdiff_t values = slots - slot < scratch.step ? slots - slot : scratch.step;
     const Channels<T> X = interleaved(scratch.X, g.slot_stride) + slot;
-    first_layer<kActivation>(block, read(X), hidden, hidden, values, prefetcher);
+    first_layer<kActivation>(block, read(X), hidden, values, StoreActivated<kActivation, T>{hidden}, prefetcher);
     contract<Product::kForward>(read(hidden), block.w2, block.b2, static_cast<int>(values / kLanes),
                                 MultiplyByMask<T>{X, call.threshold}, prefetcher);
   }
@@ -141,7 +172,7 @@ template <Activation kActivation, typename T>
 void spectral_map_vjp(const Call<T>& call, const Block<T>& block, Channels<const T> all_X, Channels<T> all_G,
                       ptrdiff_t slots, Prefetcher& prefetcher, const Scratch<T>& scratch) {
   using V = Vec<T>;
-  const Channels<T> P1 = interleaved(scratch.hidden, scratch.step);
+  const Channels<T> derivative = interleaved(scratch.hidden, scratch.step);
   for (ptrdiff_t slot = 0; slot < slots; slot += scratch.step) {
     const ptrdiff_t values = slots - slot < scratch.step ? slots - slot : scratch.step;
     const int vectors = static_cast<int>(values / V::kLanes);
@@ -151,19 +182,20 @@ void spectral_map_vjp(const Call<T>& call, const Block<T>& block, Channels<const
     const Channels<const T> X = all_X + slot;
     const Channels<T> G = all_G + slot;
 
-    first_layer<kActivation>(block, X, P1, O1, values, prefetcher);
+    if constexpr (is_idempotent(kActivation)) {
+      first_layer<kActivation>(block, X, O1, values, StoreActivated<kActivation, T>{O1}, prefetcher);
+    } else {
+      first_layer<kActivation>(block, X, O1, values, StoreActivatedWithDerivative<kActivation, T>{O1, derivative},
+                               prefetcher);
+    }
     contract<Product::kForward>(read(O1), block.w2, block.b2, vectors, MultiplyByMaskVjp<T>{X, G, dP2, call.threshold},
                                 prefetcher);
-    if constexpr (is_cheap(kActivation)) {
+    if constexpr (is_idempotent(kActivation)) {
       contract<Product::kAdjoint>(read(dP2), block.w2, Bias<T>{}, vectors,
-                                  StoreActivatedVjp<kActivation, T>{read(O1), dP1}, prefetcher);
+                                  StoreIdempotentVjp<kActivation, T>{read(O1), dP1}, prefetcher);
     } else {
-      contract<Product::kAdjoint>(read(dP2), block.w2, Bias<T>{}, vectors,
-                                  StoreActivated<Activation::kIdentity, T>{dP1}, prefetcher);
-      each_channel(call.hidden, values, V::kLanes, [&](int o, ptrdiff_t v) AFFNET_LAMBDA {
-        const ptrdiff_t at = o * dP1.stride + v;
-        StoreActivatedVjp<kActivation, T>{read(P1), dP1}(o, v, V::load(dP1.re + at), V::load(dP1.im + at));
-      });
+      contract<Product::kAdjoint>(read(dP2), block.w2, Bias<T>{}, vectors, StoreScaled<T>{read(derivative), dP1},
+                                  prefetcher);
     }
     if (call.input_grad) {
       contract<Product::kAdjoint>(read(dP1), block.w1, Bias<T>{}, vectors, Accumulate<T>{G}, prefetcher);
