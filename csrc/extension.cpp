@@ -4,6 +4,7 @@
 #include <torch/extension.h>
 #include <torch/library.h>
 
+#include "activations.h"
 #include "cpu/capability.h"
 #ifdef AFFNET_WITH_CUDA
 #include "cuda/controls.h"
@@ -35,6 +36,13 @@ pybind11::dict build_info() {
   info["cuda"] = pybind11::none();
 #endif
   return info;
+}
+
+// The names of the activations that the kernels know, in the order of their enumerators.
+std::vector<std::string> activations() {
+#define AFFNET_NAME(name, enumerator) name,
+  return {AFFNET_ACTIVATIONS(AFFNET_NAME)};
+#undef AFFNET_NAME
 }
 
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
@@ -100,6 +108,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using ReleaseGil = pybind11::call_guard<pybind11::gil_scoped_release>;
   m.def("native_forward", &native_forward, ReleaseGil(), "torch.ops.affnet_kernels.native_forward.");
   m.def("native_backward", &native_backward, ReleaseGil(), "torch.ops.affnet_kernels.native_backward.");
+  m.def("activations", &activations, "The names of the activations, in the order of their enumerators in C++.");
   m.def("cpu_capability", &affnet::cpu_capability, "The instruction set whose variant of the CPU kernel runs here.");
 #ifdef AFFNET_WITH_CUDA
   define_cuda_controls(m);
