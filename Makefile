@@ -5,14 +5,19 @@ TORCH  ?= torch==2.13.0
 BENCH_OUT ?= out/bench
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install bench gpu gpu-table compile-check test test-cuda-build lint format clean
+.PHONY: help install bench tables cpu-table gpu gpu-table gpu-rehearsal commit-file compile-check test test-cuda-build \
+        lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make install   virtual environment, packages and the compiled extension'
 	@echo 'make bench     run the mixer on photographs: table, plots, CSV'
-	@echo 'make gpu OUT=dir   all evidence a CUDA device can give, in nine minutes, with the python3 that is there'
-	@echo 'make gpu-table README table of GPU results from benchmarks/results'
+	@echo 'make cpu-table measure this CPU for README: its CSV in benchmarks/results, and the tables'
+	@echo 'make tables    README tables from the CSV files in benchmarks/results'
+	@echo 'make gpu OUT=dir   all the evidence that a CUDA device can give in nine minutes, with the python3 at hand'
+	@echo 'make gpu-rehearsal   every step of make gpu on this CPU, in a copy of the tree without .git'
+	@echo 'make commit-file   write COMMIT, for a tree that travels to a GPU without .git'
+	@echo 'make compile-check   registers, spills and shared memory of every GPU kernel, without a GPU'
 	@echo 'make test      all tests and checks'
 	@echo 'make test-cuda-build   the extension for CUDA, compiled, imported and tested without a GPU (needs nvcc)'
 	@echo 'make lint      ruff, mypy, clang-format, import-linter'
@@ -28,31 +33,51 @@ $(VENV)/torch:
 
 $(VENV)/installed: $(VENV)/torch setup.py pyproject.toml $(shell find csrc -type f)
 	@echo '== compiling the extension and installing the tools of benchmarks and tests'
-	@$(PIP) --no-build-isolation --editable '.[triton,bench,test]'
+	@AFFNET_REQUIRE_EXTENSION=1 $(PIP) --no-build-isolation --editable '.[triton,bench,test]'
 	@touch $@
 
 install: $(VENV)/installed
 
 bench: install
-	@echo '== measuring the mixer on photographs (some four minutes)'
+	@echo '== measuring the mixer on photographs (about four minutes)'
 	@$(PYTHON) -m benchmarks run --out $(BENCH_OUT) --limit 210; status=$$?; \
 	  $(PYTHON) -m benchmarks report $(BENCH_OUT) && exit $$status
+
+# Takes a quarter of an hour on an idle machine, and needs a checkout without changes: the CSV names its commit.
+cpu-table: install
+	@$(PYTHON) -m benchmarks run default relu cliffs --device cpu --out out/cpu-table
+	@$(PYTHON) -m benchmarks keep out/cpu-table
+	@$(PYTHON) -m benchmarks readme
+
+tables gpu-table: install
+	@$(PYTHON) -m benchmarks readme
 
 # Everything here runs with the python3 at hand and its torch: a GPU machine may have no network and no tools.
 gpu:
 	@test -n '$(OUT)' || { echo 'usage: make gpu OUT=dir' >&2; exit 2; }
 	@python3 -m benchmarks gpu '$(OUT)'
 
-gpu-table:
-	@$(PYTHON) -m benchmarks readme
+commit = git describe --always --abbrev=12 --exclude='*' --dirty=+changes
+commit-file:
+	@commit=$$($(commit)) && echo "$$commit" > COMMIT && echo "COMMIT: $$commit"
+
+# The tree as it travels to such a machine: what git tracks or would track, here with the compiled extension for CPUs.
+REHEARSAL ?= build/gpu-rehearsal
+gpu-rehearsal: install
+	@rm -rf $(REHEARSAL) && mkdir -p $(REHEARSAL)/tree
+	@git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -T - -cf - \
+	  | tar -xf - -C $(REHEARSAL)/tree
+	@cp affnet_kernels/_C* $(REHEARSAL)/tree/affnet_kernels
+	@$(commit) > $(REHEARSAL)/tree/COMMIT
+	@cd $(REHEARSAL)/tree && OMP_NUM_THREADS=1 $(abspath $(PYTHON)) -m benchmarks gpu ../out --stand-in
 
 test: install lint
 	@echo '== running the tests'
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist worksteal
 
-# Needs no GPU: registers, spills and shared memory of every kernel, from Triton's compiler and from nvcc.
+# From Triton's compiler and from nvcc.
 compile-check: install
-	@$(PYTHON) -m benchmarks.compile_check
+	@$(PYTHON) -m benchmarks.static.compile_check
 
 test-cuda-build:
 	@tests/cuda_build.sh

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from affnet_kernels import ops
 from affnet_kernels.activations import ACTIVATIONS
-from affnet_kernels.spec import DTYPES, compute_dtype
+from affnet_kernels.spec import DTYPES, Parameters, compute_dtype
 
 
 def fused_aff_mixer(
@@ -65,10 +65,13 @@ def fused_aff_mixer(
 
     Source: Huang et al., "Adaptive Frequency Filters As Efficient Global Token Mixers", ICCV 2023, arXiv 2307.14008.
     """
+    y = ops.mixer_eager(x, w1, b1, w2, b2, sparsity_threshold, activation, backend)
+    if y is not None:
+        return y
     _check(x, (w1, b1, w2, b2), sparsity_threshold, activation)
     wanted = compute_dtype(x.dtype)
     w1, b1, w2, b2 = (p if p.dtype == wanted else p.to(wanted) for p in (w1, b1, w2, b2))
-    return ops.mixer(x, w1, b1, w2, b2, float(sparsity_threshold), activation, backend)
+    return ops.mixer(x, Parameters(w1, b1, w2, b2), float(sparsity_threshold), activation, backend)
 
 
 def _check(

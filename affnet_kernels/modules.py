@@ -1,19 +1,21 @@
-"""The mixer as a module, and its exchange for the official one inside a model."""
+"""The mixer as a module."""
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from affnet_kernels.activations import ACTIVATIONS
+from affnet_kernels.backends import BACKENDS
 from affnet_kernels.functional import fused_aff_mixer
 
 PARAMETERS = ("w1", "b1", "w2", "b2")
-_ACTIVATION_OF = {activation.module: name for name, activation in ACTIVATIONS.items()}
-_HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
+HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)  # where a module keeps its hooks
+
+torch.fx.wrap("fused_aff_mixer")  # symbolic tracing records the call and does not look inside
 
 
 class AFFMixer(nn.Module):
@@ -21,11 +23,17 @@ class AFFMixer(nn.Module):
 
     Args:
         channels: C of the feature maps [B, C, H, W].
-        num_blocks: K, the channel blocks that the mask's perceptron keeps apart; must divide C.
+        num_blocks: K, the number of channel blocks, each with a perceptron of its own; must divide C.
         hidden_size_factor: hidden channels of a block as a multiple of its C / K channels.
         sparsity_threshold: soft-shrink threshold of the mask, >= 0.
         activation: "relu", "silu", "gelu", "tanh" or "identity".
+        backend: the backend to insist on, as in `fused_aff_mixer`; None chooses one for each call.
         device, dtype: of the parameters, as in every PyTorch module.
+
+    The official attributes are there under their official names: `hidden_size` (C), `num_blocks`, `block_size` (C / K),
+    `hidden_size_factor`, `sparsity_threshold`, `scale`, and the activations of the real and imaginary parts, `act` and
+    `act2`. Assigning other activations to `act` and `act2` changes what the mixer computes, but the fused operator does
+    not call these modules: hooks on them do not run.
 
     Raises:
         ValueError: the channels do not divide into blocks, or an option is not as above.
@@ -38,6 +46,8 @@ class AFFMixer(nn.Module):
     w2: nn.Parameter  # [2, K, Dh, D]
     b2: nn.Parameter  # [2, K, D]
 
+    __jit_unused_properties__ = ("activation",)  # torch.jit.trace would otherwise compile the property
+
     def __init__(
         self,
         channels: int,
@@ -46,6 +56,7 @@ class AFFMixer(nn.Module):
         sparsity_threshold: float = 0.01,
         activation: str = "relu",
         *,
+        backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -58,24 +69,46 @@ class AFFMixer(nn.Module):
             raise ValueError(f"AFFMixer: expected sparsity_threshold >= 0, got {sparsity_threshold}")
         if activation not in ACTIVATIONS:
             raise ValueError(f"AFFMixer: expected activation to be one of {list(ACTIVATIONS)}, got {activation!r}")
+        if backend is not None and backend not in (names := [known.NAME for known in BACKENDS]):
+            raise ValueError(f"AFFMixer: expected backend to be None or one of {names}, got {backend!r}")
+        self.hidden_size = channels  # C
+        self.num_blocks = num_blocks  # K
+        self.block_size = channels // num_blocks  # D
+        self.hidden_size_factor = hidden_size_factor
+        self.scale = 0.02
         self.sparsity_threshold = sparsity_threshold
-        self.activation = activation
-        size = channels // num_blocks  # D
-        hidden = size * hidden_size_factor  # Dh
-        shapes = ((2, num_blocks, size, hidden), (2, num_blocks, hidden), (2, num_blocks, hidden, size))
-        for name, shape in zip(PARAMETERS, (*shapes, (2, num_blocks, size)), strict=True):
+        self.backend = backend
+        hidden = self.block_size * hidden_size_factor  # Dh
+        shapes = parameter_shapes(num_blocks, self.block_size, hidden)
+        for name, shape in zip(PARAMETERS, shapes, strict=True):
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.activation = activation
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the official initialisation, 0.02 * randn."""
+        """Draw the official initialisation, `scale` * randn."""
         for parameter in self.parameters():
-            nn.init.normal_(parameter, std=0.02)
+            nn.init.normal_(parameter, std=self.scale)
+
+    @property
+    def activation(self) -> str:
+        """The name of the activation that `act` and `act2` are; assigning a name replaces both."""
+        act, act2 = activation_of(self.act), activation_of(self.act2)
+        if act is None or act != act2:
+            known = ", ".join(activation.module.__name__ for activation in ACTIVATIONS.values())
+            raise ValueError(f"AFFMixer: expected act and act2 to be one of {known}, got {self.act} and {self.act2}")
+        return act
+
+    @activation.setter
+    def activation(self, name: str) -> None:
+        self.act, self.act2 = ACTIVATIONS[name].module(), ACTIVATIONS[name].module()
 
     def forward(
         self,
         x: Tensor,  # [B, C, H, W]
+        spatial_size: Any = None,
     ) -> Tensor:  # [B, C, H, W]
+        """Mix the tokens of `x`; `spatial_size` is accepted and ignored, as by the official mixer."""
         return fused_aff_mixer(
             x,
             self.w1,
@@ -84,162 +117,57 @@ class AFFMixer(nn.Module):
             self.b2,
             sparsity_threshold=self.sparsity_threshold,
             activation=self.activation,
+            backend=self.backend,
         )
+
+    def profile_module(
+        self,
+        input: Tensor,  # [B, C, H, W]
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, float, float]:
+        """What the official profiler asks of every layer: its output, parameters and multiply-adds (MACs).
+
+        Counted by the official conventions, so that a network adds up to the published figures (AFFNet-ET at 256x256:
+        1.428 M parameters, 361.9 M MACs). With N = H * W:
+
+            params = 4 K D Dh                                the weights, without the biases
+            macs   = B N (4 K D Dh + 5 C floor(ln N))        perceptron, and 5 C floor(ln N) per token for both FFTs
+
+        A complex product takes four real multiplications, so the perceptron takes 8 K D Dh for each of about N / 2
+        frequencies. The input is returned as it is: profiling only needs the output's shape, which is the same.
+        """
+        batch, channels, height, width = input.shape
+        tokens = height * width  # N
+        hidden = self.block_size * self.hidden_size_factor  # Dh
+        params = 4 * self.num_blocks * self.block_size * hidden
+        transforms = 5 * channels * int(math.log(tokens))
+        return input, params, batch * tokens * (params + transforms)
 
     def extra_repr(self) -> str:
-        _, blocks, size, hidden = self.w1.shape
+        backend = "" if self.backend is None else f", backend={self.backend!r}"
         return (
-            f"channels={blocks * size}, num_blocks={blocks}, hidden_size_factor={hidden // size}, "
-            f"sparsity_threshold={self.sparsity_threshold}, activation={self.activation!r}"
+            f"channels={self.hidden_size}, num_blocks={self.num_blocks}, "
+            f"hidden_size_factor={self.hidden_size_factor}, sparsity_threshold={self.sparsity_threshold}, "
+            f"activation={self.activation!r}{backend}"
         )
 
 
-class ReplacedMixers(dict[str, nn.Module]):
-    """What `replace_mixers` took out of a model: qualified name -> the original module."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._model = model
-
-    def undo(self) -> None:
-        """Put the original modules back, with the parameters, mode and hooks that their replacements have now."""
-        for name, original in self.items():
-            _hand_over(self._model.get_submodule(name), original)
-            self._model.set_submodule(name, original)
-        self.clear()
+def parameter_shapes(
+    blocks: int,  # K
+    size: int,  # D
+    hidden: int,  # Dh
+) -> tuple[tuple[int, ...], ...]:
+    """The shapes of w1, b1, w2 and b2."""
+    return (2, blocks, size, hidden), (2, blocks, hidden), (2, blocks, hidden, size), (2, blocks, size)
 
 
-def replace_mixers(
-    model: nn.Module,
-    *,
-    check: bool = True,
-) -> ReplacedMixers:
-    """Swap every official-style mixer inside `model` for an `AFFMixer`, in place.
-
-    An official-style mixer is a module of any class that owns exactly the parameters w1, b1, w2, b2 in the official
-    shapes. The replacement takes over the very parameters (an optimizer goes on working), device, dtype, train or
-    eval mode and hooks; the model's state-dict keys stay.
-
-    Args:
-        model: somebody's network; changed in place. It must not be a mixer itself.
-        check: compare each mixer with its replacement on a small random input on the CPU first. AFNO, for one, has the
-            same parameters and computes something else.
-
-    Returns:
-        The replaced modules by qualified name; its `undo()` puts them back.
-
-    Raises:
-        ValueError: there is no such mixer, one has an activation or option that is not supported, or one computes
-            something else. The model is then unchanged.
-    """
-    found = {
-        name: module
-        for name, module in model.named_modules(remove_duplicate=False)
-        if not isinstance(module, AFFMixer) and _has_mixer_shapes(module)
-    }
-    if not found:
-        raise ValueError(
-            f"replace_mixers: expected a model with modules that own the parameters {', '.join(PARAMETERS)} in the "
-            f"shapes [2, K, D, Dh], [2, K, Dh], [2, K, Dh, D], [2, K, D], got {type(model).__name__} without any"
-        )
-    if "" in found:
-        raise ValueError(
-            f"replace_mixers: expected a model that contains mixers, got a mixer, {type(model).__name__}; "
-            "make an AFFMixer and load its state dict"
-        )
-    replacements = {id(module): _replacement(name, module, check) for name, module in found.items()}
-    replaced = ReplacedMixers(model)
-    for name, module in found.items():
-        _hand_over(module, replacements[id(module)])
-        model.set_submodule(name, replacements[id(module)])
-        replaced[name] = module
-    return replaced
-
-
-def _has_mixer_shapes(
+def activation_of(
     module: nn.Module,
-) -> bool:
-    own = dict(module.named_parameters(recurse=False))
-    if set(own) != set(PARAMETERS) or own["w1"].dim() != 4:
-        return False
-    two, blocks, size, hidden = own["w1"].shape
-    shapes = ((2, blocks, size, hidden), (2, blocks, hidden), (2, blocks, hidden, size), (2, blocks, size))
-    return two == 2 and all(own[name].shape == shape for name, shape in zip(PARAMETERS, shapes, strict=True))
-
-
-def _replacement(
-    name: str,
-    module: nn.Module,
-    check: bool,
-) -> AFFMixer:
-    """An `AFFMixer` that computes what `module` does; its parameters are still its own."""
-    _, blocks, size, hidden = module.get_parameter("w1").shape
-    where = f"replace_mixers: {name} ({type(module).__name__})"
-    activations = {_activation(where, child) for child in module.children()} or {"relu"}
-    if len(activations) > 1:
-        raise ValueError(f"{where}: expected one activation, got {sorted(activations)}")
-    fraction = getattr(module, "hard_thresholding_fraction", 1)
-    if fraction != 1:
-        raise ValueError(f"{where}: expected hard_thresholding_fraction 1, got {fraction}")
-    mixer = AFFMixer(
-        blocks * size,
-        blocks,
-        hidden // size,
-        getattr(module, "sparsity_threshold", 0.01),
-        activations.pop(),
-        device="meta",
-    )
-    if check:
-        _compare(where, module, mixer)
-    return mixer
-
-
-def _activation(
-    where: str,
-    child: nn.Module,
-) -> str:
-    for kind, name in _ACTIVATION_OF.items():
-        if isinstance(child, kind) and getattr(child, "approximate", "none") == "none":
-            return name
-    known = ", ".join(kind.__name__ for kind in _ACTIVATION_OF)
-    raise ValueError(f"{where}: expected an activation without parameters, out of {known}, got {child}")
-
-
-def _compare(
-    where: str,
-    module: nn.Module,
-    mixer: AFFMixer,
-) -> None:
-    if module.w1.is_meta:
-        raise ValueError(f"{where}: expected parameters with values to compare on, got meta tensors; pass check=False")
-    original = copy.deepcopy(module).to("cpu", torch.float32).eval()
-    ours = copy.deepcopy(mixer)
-    for name in PARAMETERS:
-        setattr(ours, name, getattr(original, name))
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, ours.w1.shape[1] * ours.w1.shape[2], 8, 6, generator=generator)
-    with torch.no_grad():
-        branch = ours(x) - x
-        try:
-            difference = (original.forward(x) - x - branch).norm() / branch.norm()
-        except Exception as error:
-            raise ValueError(f"{where}: expected a mixer of [B, C, H, W], got one that fails on it: {error}") from error
-    if not difference < 1e-3:
-        raise ValueError(
-            f"{where}: expected a module that computes the adaptive frequency filter, got one whose output differs by "
-            f"{difference:.1%} of the mixer branch; with check=False it would be replaced all the same"
-        )
-
-
-def _hand_over(
-    source: nn.Module,
-    target: nn.Module,
-) -> None:
-    """Give `target` the parameters, mode and hooks of `source`."""
-    state: dict[str, Any] = vars(source)
-    for name in PARAMETERS:
-        setattr(target, name, state["_parameters"][name])
-    target.train(source.training)
-    for hooks in _HOOKS:
-        if hooks in state:
-            setattr(target, hooks, state[hooks])
+) -> str | None:
+    """The name of the activation that `module` computes, by its class; None if it is not a supported one."""
+    for name, activation in ACTIVATIONS.items():
+        if isinstance(module, activation.module):
+            approximate = cast(Any, module).approximate if isinstance(module, nn.GELU) else "none"
+            return name if approximate == "none" else None
+    return None

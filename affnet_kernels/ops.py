@@ -1,34 +1,39 @@
-"""What the compiler and autograd see: two opaque raw operators and two autograd Functions around them.
+"""The mixer as PyTorch operators: schemas, derivatives, vmap rules, fake kernels, and the direct way in eager mode.
 
-`register_autograd` is not used: through it `torch.func.grad` and `vmap(grad)` fail and `torch.func.jvp` silently
-returns zeros. A Function with `setup_context` and `vmap` serves them all; without a `jvp` method forward-mode
-differentiation raises, and a `jvp` method would break `torch.compile(fullgraph=True)`.
+`mixer_forward` and `mixer_backward` are complete operators: autograd, `torch.func`, `torch.compile`, `torch.export` and
+a direct call of `torch.ops.affnet_kernels` all find the derivative on the operator itself. The derivative is a
+`torch.autograd.Function` registered for the Autograd key, as derivatives written in C++ are, so functorch can run it at
+any of its levels. (`torch.library.register_autograd` fails under `torch.func.grad` and returns zero tangents from
+`torch.func.jvp`; a Function around an operator without a derivative is lost wherever PyTorch sees only the operator.)
+Forward-mode differentiation raises.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch._functorch.autograd_function import enable_single_level_autograd_function  # type: ignore[attr-defined]
 
 from affnet_kernels.backends import reference, select
+from affnet_kernels.backends.native import EXTENSION, Native
 from affnet_kernels.spec import Gradients, MixerSpec, Parameters
 
-_library = torch.library.Library("affnet_kernels", "FRAGMENT")
-_library.define(
+# The compiled extension defines the same schemas (csrc/extension.cpp), so that a C++ program can load them without
+# Python. `dynamic_threshold`, a scalar tensor on the CPU, replaces `sparsity_threshold` where torch.compile keeps the
+# threshold symbolic: a program that took the number itself would be compiled again for every value.
+SCHEMAS = (
     "mixer_forward(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, "
-    "float sparsity_threshold, str activation, str? backend) -> Tensor"
-)
-_library.define(
+    "Scalar sparsity_threshold, str activation, str? backend, Tensor? dynamic_threshold=None) -> Tensor",
     "mixer_backward(Tensor dy, Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, "
-    "float sparsity_threshold, str activation, str? backend, bool input_grad, bool parameter_grads) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "Scalar sparsity_threshold, str activation, str? backend, bool input_grad, bool parameter_grads, "
+    "Tensor? dynamic_threshold=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
-def mixer(
+def mixer_eager(
     x: Tensor,  # [B, C, H, W]
     w1: Tensor,  # [2, K, D, Dh]
     b1: Tensor,  # [2, K, Dh]
@@ -37,34 +42,40 @@ def mixer(
     sparsity_threshold: float,
     activation: str,
     backend: str | None,
-) -> Tensor:  # [B, C, H, W]
-    """The mixer as a differentiable operator; arguments are validated, parameters are in `compute_dtype(x.dtype)`."""
-    args = x, w1, b1, w2, b2, sparsity_threshold, activation, backend
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or _transforms_active() or _forward_mode_active():
-        return _apply(_Forward, *args)
-    return torch.ops.affnet_kernels.mixer_forward(*args)
+) -> Tensor | None:  # [B, C, H, W]
+    """`mixer` of unvalidated arguments, with autograd in C++; None where the general way must be taken instead.
 
-
-_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
-
-
-def _forward_mode_active() -> bool:
-    """Whether there may be dual tensors, whose tangents the raw operator would silently drop."""
-    return getattr(forward_ad, "_current_level", 0) >= 0
-
-
-def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """`function.apply`, which inspects a signature at every call, without that where no transform needs it.
-
-    For a small map it takes as long as the whole forward pass: 25 µs, against 11 µs.
+    That is where an argument is invalid or needs a conversion, or where something other than autograd must see the
+    operator. On a small map this saves more time than the kernel takes.
     """
-    if torch.compiler.is_compiling() or _transforms_active():
-        return function.apply(*args)
-    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+    if (
+        EXTENSION is None
+        or torch.compiler.is_compiling()
+        or type(sparsity_threshold) is not float
+        or type(activation) is not str
+        or not (isinstance(x, Tensor) and isinstance(w1, Tensor) and isinstance(b1, Tensor))
+        or not (isinstance(w2, Tensor) and isinstance(b2, Tensor))
+        or x.dim() != 4
+        or w1.dim() != 4
+    ):
+        return None
+    native = isinstance(select(MixerSpec.of(x, w1, activation), backend), Native)
+    return EXTENSION.mixer_eager(x, w1, b1, w2, b2, sparsity_threshold, activation, backend, native)
+
+
+def mixer(
+    x: Tensor,  # [B, C, H, W]
+    parameters: Parameters,  # in compute_dtype(x.dtype)
+    sparsity_threshold: float,
+    activation: str,
+    backend: str | None,
+) -> Tensor:  # [B, C, H, W]
+    """The mixer as a differentiable operator, of validated arguments."""
+    return torch.ops.affnet_kernels.mixer_forward(x, *parameters, sparsity_threshold, activation, backend)
 
 
 # The backend is chosen in the operator's body, from real sizes: a choice outside would put guards on symbolic ones,
-# and would pin an exported program to the machine that exported it.
+# and would bind an exported program to the machine that exported it.
 def _forward(
     x: Tensor,
     w1: Tensor,
@@ -74,12 +85,14 @@ def _forward(
     sparsity_threshold: float,
     activation: str,
     backend: str | None,
+    dynamic_threshold: Tensor | None = None,
 ) -> Tensor:
     spec = MixerSpec.of(x, w1, activation)
     chosen = select(spec, backend)
     if x.numel() == 0:  # torch.fft raises for an empty batch
         return torch.empty_like(x, memory_format=torch.contiguous_format)
-    return chosen.forward(spec, x, Parameters(w1, b1, w2, b2), sparsity_threshold)
+    threshold = sparsity_threshold if dynamic_threshold is None else dynamic_threshold.item()
+    return chosen.forward(spec, x, Parameters(w1, b1, w2, b2), threshold)
 
 
 def _backward(
@@ -94,19 +107,34 @@ def _backward(
     backend: str | None,
     input_grad: bool,
     parameter_grads: bool,
+    dynamic_threshold: Tensor | None = None,
 ) -> Gradients:
-    spec = MixerSpec.of(x, w1, activation)
+    spec, parameters = MixerSpec.of(x, w1, activation), Parameters(w1, b1, w2, b2)
     chosen = select(spec, backend)
     if x.numel() == 0:
-        empty = _backward_fake(
-            dy, x, w1, b1, w2, b2, sparsity_threshold, activation, backend, input_grad, parameter_grads
-        )
+        empty = _empty_gradients(x, parameters, input_grad, parameter_grads)
         return tuple(gradient.zero_() for gradient in empty)  # type: ignore[return-value]
-    parameters = Parameters(w1, b1, w2, b2)
-    return chosen.backward(spec, dy, x, parameters, sparsity_threshold, input_grad, parameter_grads)
+    threshold = sparsity_threshold if dynamic_threshold is None else dynamic_threshold.item()
+    return chosen.backward(spec, dy, x, parameters, threshold, input_grad, parameter_grads)
 
 
-def _forward_fake(x: Tensor, *_: Any) -> Tensor:
+def _empty_gradients(
+    x: Tensor,
+    parameters: Parameters,
+    input_grad: bool,
+    parameter_grads: bool,
+) -> Gradients:
+    needed = (input_grad, *(4 * (parameter_grads,)))
+    shapes = (tensor.shape if need else (0,) for tensor, need in zip((x, *parameters), needed, strict=True))
+    dx, *rest = (t.new_empty(shape) for t, shape in zip((x, *parameters), shapes, strict=True))
+    return (dx, *rest)  # type: ignore[return-value]
+
+
+def _forward_fake(
+    x: Tensor,
+    *_: Any,
+    dynamic_threshold: Tensor | None = None,
+) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -122,106 +150,96 @@ def _backward_fake(
     backend: str | None,
     input_grad: bool,
     parameter_grads: bool,
+    dynamic_threshold: Tensor | None = None,
 ) -> Gradients:
-    needed = (input_grad, *(4 * (parameter_grads,)))
-    shapes = (tensor.shape if need else (0,) for tensor, need in zip((x, w1, b1, w2, b2), needed, strict=True))
-    dtypes = (x.dtype, w1.dtype, b1.dtype, w2.dtype, b2.dtype)
-    return tuple(x.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True))  # type: ignore[return-value]
-
-
-_library.impl("mixer_forward", _forward, "CompositeExplicitAutograd")
-_library.impl("mixer_backward", _backward, "CompositeExplicitAutograd")
-torch.library.register_fake("affnet_kernels::mixer_forward", _forward_fake, lib=_library)
-torch.library.register_fake("affnet_kernels::mixer_backward", _backward_fake, lib=_library)
+    return _empty_gradients(x, Parameters(w1, b1, w2, b2), input_grad, parameter_grads)
 
 
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(  # not *args: Dynamo would take them to include ctx
-        x: Tensor,
-        w1: Tensor,
-        b1: Tensor,
-        w2: Tensor,
-        b2: Tensor,
-        sparsity_threshold: float,
-        activation: str,
-        backend: str | None,
-    ) -> Tensor:
-        return torch.ops.affnet_kernels.mixer_forward(x, w1, b1, w2, b2, sparsity_threshold, activation, backend)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.sparsity_threshold, ctx.activation, ctx.backend = inputs
-        ctx.save_for_backward(*tensors)
+    def forward(ctx: Any, grad_enabled: bool, *arguments: Any) -> Tensor:
+        *tensors, ctx.sparsity_threshold, ctx.activation, ctx.backend, dynamic_threshold = arguments
+        ctx.save_for_backward(*tensors, dynamic_threshold)
+        with torch._C._AutoDispatchBelowAutograd(), torch.set_grad_enabled(grad_enabled):
+            return torch.ops.affnet_kernels.mixer_forward(*arguments)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x_needed, *parameters_needed, _, _, _ = ctx.needs_input_grad
+        *tensors, dynamic_threshold = ctx.saved_tensors
+        _, x_needed, *parameters_needed = ctx.needs_input_grad[:6]
         options = ctx.sparsity_threshold, ctx.activation, ctx.backend, x_needed, any(parameters_needed)
-        if torch.is_grad_enabled() or _transforms_active():  # a second derivative or a transform may follow
-            gradients = _apply(_Backward, dy, *ctx.saved_tensors, *options)
-        else:
-            gradients = torch.ops.affnet_kernels.mixer_backward(dy, *ctx.saved_tensors, *options)
-        needed = zip(gradients, ctx.needs_input_grad, strict=False)
-        return *(gradient if need else None for gradient, need in needed), None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-        size = info.batch_size
-        if all(dim is None for dim in in_dims[1:]):  # one set of parameters: more images
-            x = args[0].movedim(in_dims[0], 0)
-            y = _Forward.apply(x.flatten(0, 1), *args[1:])
-            return y.unflatten(0, (size, x.shape[1])), 0
-        y = _Forward.apply(*_as_blocks(args[:5], in_dims[:5], size), *args[5:])
-        return y.unflatten(1, (size, -1)), 1
+        gradients = torch.ops.affnet_kernels.mixer_backward(dy, *tensors, *options, dynamic_threshold)
+        needed = zip(gradients, (x_needed, *parameters_needed), strict=True)
+        return None, *(gradient if need else None for gradient, need in needed), None, None, None, None
 
 
 class _Backward(torch.autograd.Function):
     @staticmethod
-    def forward(
-        dy: Tensor,
-        x: Tensor,
-        w1: Tensor,
-        b1: Tensor,
-        w2: Tensor,
-        b2: Tensor,
-        sparsity_threshold: float,
-        activation: str,
-        backend: str | None,
-        input_grad: bool,
-        parameter_grads: bool,
-    ) -> Gradients:
-        return torch.ops.affnet_kernels.mixer_backward(
-            dy, x, w1, b1, w2, b2, sparsity_threshold, activation, backend, input_grad, parameter_grads
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
-        *tensors, ctx.sparsity_threshold, ctx.activation, _, ctx.input_grad, ctx.parameter_grads = inputs
-        ctx.save_for_backward(*tensors)
+    def forward(ctx: Any, grad_enabled: bool, *arguments: Any) -> Gradients:
+        *tensors, ctx.sparsity_threshold, ctx.activation, _, ctx.input_grad, ctx.parameter_grads, dynamic = arguments
+        ctx.save_for_backward(*tensors, dynamic)
+        with torch._C._AutoDispatchBelowAutograd(), torch.set_grad_enabled(grad_enabled):
+            return torch.ops.affnet_kernels.mixer_backward(*arguments)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         """The second derivative, through the reference's formula."""
+        *tensors, dynamic_threshold = ctx.saved_tensors
+        threshold = ctx.sparsity_threshold if dynamic_threshold is None else dynamic_threshold
 
-        def formula(dy: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Gradients:
-            options = ctx.sparsity_threshold, ctx.activation, ctx.input_grad, ctx.parameter_grads
-            return reference.mixer_vjp(dy, x, Parameters(w1, b1, w2, b2), *options)
+        def formula(dy: Tensor, x: Tensor, *parameters: Tensor) -> Gradients:
+            options = threshold, ctx.activation, ctx.input_grad, ctx.parameter_grads
+            return reference.mixer_vjp(dy, x, Parameters(*parameters), *options)
 
-        vjp = torch.func.vjp(formula, *ctx.saved_tensors)[1]
-        return *vjp(cotangents), None, None, None, None, None
+        vjp = torch.func.vjp(formula, *tensors)[1]
+        return None, *vjp(cotangents), None, None, None, None, None, None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Gradients, tuple[int, ...]]:
-        # Every instance has parameter gradients of its own, so it needs blocks of its own.
-        size = info.batch_size
-        gradients = _Backward.apply(*_as_blocks(args[:6], in_dims[:6], size), *args[6:])
-        *_, input_grad, parameter_grads = args
-        needed = (input_grad, *(4 * (parameter_grads,)))
-        return tuple(
-            gradient.unflatten(1, (size, -1)).movedim(1, 0) if need else gradient.expand(size, 0)
-            for gradient, need in zip(gradients, needed, strict=True)
-        ), (0, 0, 0, 0, 0)
+
+def _autograd_kernel(
+    operator: Callable[..., Any],
+    function: type[torch.autograd.Function],
+    threshold_at: int,  # the position of sparsity_threshold
+    count: int,  # of the arguments without the last, dynamic_threshold
+) -> Callable[..., Any]:
+    """`function` as the kernel of an operator's Autograd key, which functorch may run at any of its levels.
+
+    The public `Function.apply` would pass the call to functorch, which has just made it. Below this level the caller's
+    grad mode is restored: `apply` switches it off, and outer levels would record nothing.
+    """
+    apply = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+    def kernel(*arguments: Any) -> Any:
+        if isinstance(threshold := arguments[threshold_at], torch.SymFloat):
+            dynamic = torch.ones((), dtype=torch.float64, device="cpu") * threshold  # type: ignore[operator]
+            return operator(*arguments[:threshold_at], 0.0, *arguments[threshold_at + 1 : count], dynamic)
+        if len(arguments) == count:
+            arguments = (*arguments, None)
+        with enable_single_level_autograd_function():
+            return apply(torch.is_grad_enabled(), *arguments)
+
+    return kernel
+
+
+def _forward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+    size = info.batch_size
+    forward = torch.ops.affnet_kernels.mixer_forward
+    if all(dim is None for dim in in_dims[1:]):  # one set of parameters: more images
+        x = arguments[0].movedim(in_dims[0], 0)
+        return forward(x.flatten(0, 1), *arguments[1:]).unflatten(0, (size, x.shape[1])), 0
+    y = forward(*_as_blocks(arguments[:5], in_dims[:5], size), *arguments[5:])
+    return y.unflatten(1, (size, -1)), 1
+
+
+def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Gradients, tuple[int, ...]]:
+    # Every instance has parameter gradients of its own, so it needs blocks of its own.
+    size = info.batch_size
+    gradients = torch.ops.affnet_kernels.mixer_backward(*_as_blocks(arguments[:6], in_dims[:6], size), *arguments[6:])
+    input_grad, parameter_grads = arguments[9:11]
+    needed = (input_grad, *(4 * (parameter_grads,)))
+    return tuple(
+        gradient.unflatten(1, (size, -1)).movedim(1, 0) if need else gradient.expand(size, 0)
+        for gradient, need in zip(gradients, needed, strict=True)
+    ), (0, 0, 0, 0, 0)
 
 
 def _as_blocks(
@@ -235,3 +253,26 @@ def _as_blocks(
         for tensor, dim in zip(tensors, in_dims, strict=True)
     )
     return [tensor.movedim(0, 1).flatten(1, 2) for tensor in batched]
+
+
+def _register() -> None:
+    namespace = torch.ops.affnet_kernels
+    if (earlier := getattr(namespace, "_library", None)) is not None:  # the package is imported a second time
+        earlier._destroy()
+    library = torch.library.Library("affnet_kernels", "FRAGMENT")
+    if EXTENSION is None:
+        for schema in SCHEMAS:
+            library.define(schema)
+    for name, body, fake, function, vmap, threshold_at, count in (
+        ("mixer_forward", _forward, _forward_fake, _Forward, _forward_vmap, 5, 8),
+        ("mixer_backward", _backward, _backward_fake, _Backward, _backward_vmap, 6, 11),
+    ):
+        library.impl(name, body, "CompositeExplicitAutograd")
+        kernel = _autograd_kernel(getattr(namespace, name), function, threshold_at, count)
+        library.impl(name, kernel, "Autograd")
+        torch.library.register_fake(f"affnet_kernels::{name}", fake, lib=library)
+        torch.library.register_vmap(f"affnet_kernels::{name}", vmap, lib=library)
+    setattr(namespace, "_library", library)  # noqa: B010 - keeps the registrations alive
+
+
+_register()

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.cases import ABOUT, BENCH, SUITES
+from benchmarks.cases import SUITES, default_suites
 
 OUT = Path("out/bench")
 
@@ -16,10 +16,14 @@ def list_cases(options: argparse.Namespace) -> int:
     """Print suites, cases and providers."""
     from benchmarks.providers import PROVIDERS
 
-    for name, cases in SUITES.items():
-        print(f"{name}: {ABOUT[name]}")
-        for case in cases:
-            print(f"  {case.name:<12} B={case.batch} {case.dtype} {case.direction}, {case.threads} thread(s)")
+    for suite in SUITES.values():
+        print(f"{suite.name} ({suite.device}): {suite.about}\n  by {', '.join(suite.providers)}")
+        for case in suite.cases:
+            against = "" if case.against[0] == "provider" else f", against {'='.join(map(str, case.against))}"
+            print(
+                f"  {case.name:<14} B={case.batch} {case.dtype} {case.activation} {case.direction}, "
+                f"{case.threads} thread(s){against}"
+            )
     print("providers:")
     for provider in PROVIDERS.values():
         print(f"  {provider.name:<17} {provider.about}")
@@ -40,7 +44,8 @@ def run(options: argparse.Namespace) -> int:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
     meter = Meter(device, seconds=options.seconds, compile_seconds=options.compile_seconds)
-    cases = [case for suite in options.suites or BENCH for case in SUITES[suite]]
+    names = [name for suite in options.suites for name in (default_suites(device) if suite == "default" else [suite])]
+    cases = [case for name in names or default_suites(device) for case in SUITES[name].cases]
     out: Path = options.out / "results.csv"
     out.unlink(missing_ok=True)
     rows = runner.run(cases, out, meter, options.providers, start + options.limit)
@@ -61,10 +66,15 @@ def write_report(options: argparse.Namespace) -> int:
 
 
 def gpu(options: argparse.Namespace) -> int:
-    """Everything a CUDA device can give, in nine minutes; 1 if a step failed."""
-    from benchmarks import gpu as driver
+    """All the evidence that a CUDA device can give in nine minutes; 1 if a step failed, 2 if there is no device."""
+    from benchmarks.gpu_run import driver, plan
 
-    return driver.run(driver.steps(options.out, options.stand_in), options.out, options.limit)
+    if options.plan:
+        print(plan.table())
+        return 0
+    if options.out is None:
+        raise ValueError("gpu: expected a folder for the results, got none; python -m benchmarks gpu OUT")
+    return driver.main(options.out, options.stand_in, options.limit)
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -77,7 +87,7 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def keep(options: argparse.Namespace) -> int:
-    """Append a run's rows to the committed evidence of its device."""
+    """Append a run's rows to the committed results of its device."""
     from benchmarks import evidence
 
     print(evidence.keep(options.out / "results.csv"))
@@ -85,7 +95,7 @@ def keep(options: argparse.Namespace) -> int:
 
 
 def readme(options: argparse.Namespace) -> int:
-    """Write README's table of GPU results from the committed evidence; with --check, 1 if it differs."""
+    """Write README's tables from the committed results; with --check, 1 if they differ."""
     from benchmarks import evidence
 
     return evidence.update_readme(check=options.check)
@@ -99,13 +109,15 @@ def parser() -> argparse.ArgumentParser:
 
     one = sub.add_parser("run", help=run.__doc__)
     one.set_defaults(command=run)
-    one.add_argument("suites", nargs="*", choices=[*SUITES, []], help=f"default: {' '.join(BENCH)}")
+    one.add_argument(
+        "suites", nargs="*", choices=[*SUITES, "default", []], help="see list; default: those of the device"
+    )
     one.add_argument("--out", type=Path, default=OUT, help="folder for results.csv")
     one.add_argument("--providers", nargs="+", help="default: those of the suite")
     one.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    one.add_argument("--seconds", type=float, default=0.3, help="of timing for a provider on a case")
+    one.add_argument("--seconds", type=float, default=0.3, help="of timing per provider and case")
     one.add_argument("--compile-seconds", type=float, default=45, help="for all compilations together")
-    one.add_argument("--limit", type=float, default=float("inf"), help="seconds after which no case is begun")
+    one.add_argument("--limit", type=float, default=float("inf"), help="seconds after which no further case is started")
 
     two = sub.add_parser("report", help=write_report.__doc__)
     two.set_defaults(command=write_report)
@@ -115,9 +127,10 @@ def parser() -> argparse.ArgumentParser:
 
     three = sub.add_parser("gpu", help=gpu.__doc__)
     three.set_defaults(command=gpu)
-    three.add_argument("out", type=Path, help="folder for report.md, results.csv, log and pictures")
+    three.add_argument("out", type=Path, nargs="?", help="folder for report.md, results.csv, log and pictures")
     three.add_argument("--stand-in", action="store_true", help="rehearse on the CPU with tiny shapes")
-    three.add_argument("--limit", type=float, default=530, help="seconds for everything")
+    three.add_argument("--plan", action="store_true", help="print the steps with their limits, and run nothing")
+    three.add_argument("--limit", type=float, default=540, help="seconds for everything")
 
     four = sub.add_parser("compare", help=compare.__doc__)
     four.set_defaults(command=compare)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from benchmarks.results import Result, key, newest
-from benchmarks.tables import NAMES, markdown, microseconds
+from benchmarks.tables import NAMES, label, markdown, microseconds
 
 SMALLEST = 0.03  # a smaller change is not reported, however tight the spread
 
@@ -26,8 +26,7 @@ def table(a: Sequence[Result], b: Sequence[Result]) -> str:
         low, middle, high = new.p20_us / old.p80_us, new.p50_us / old.p50_us, new.p80_us / old.p20_us
         mark = verdict(low, middle, high)
         moved += bool(mark)
-        provider = NAMES.get(new.provider, new.provider)
-        name = f"{new.suite} {new.case}, B={new.batch}, {new.dtype}, {new.direction}, {provider}"
+        name = f"{new.suite} {label(new, NAMES.get(new.provider, new.provider))}"
         spread = f"{low:.2f}-{high:.2f}" if math.isfinite(low) and math.isfinite(high) else "-"
         lines.append([name, microseconds(old.p50_us), microseconds(new.p50_us), f"{middle:.2f}", spread, mark])
     header = ["case", "A µs", "B µs", "B / A", "spread", "moved"]

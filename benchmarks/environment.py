@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import platform
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
-import torch
-
-import affnet_kernels
-
 ROOT = Path(__file__).parents[1]
+UNKNOWN = "unknown"
 
 
 def facts(device_type: str) -> dict[str, str]:
     """The columns of `Result` that are the same for a whole run."""
+    import torch
+
+    import affnet_kernels
+
     return {
         "device": device_name(device_type),
         "device_type": device_type,
         "torch": torch.__version__,
-        "triton": _triton_version(),
+        "triton": version("triton"),
         "package": affnet_kernels.__version__,
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M"),
@@ -30,6 +32,8 @@ def facts(device_type: str) -> dict[str, str]:
 
 
 def device_name(device_type: str) -> str:
+    import torch
+
     if device_type == "cuda":
         return torch.cuda.get_device_name()
     try:
@@ -41,30 +45,31 @@ def device_name(device_type: str) -> str:
     return f"{name} ({capability})"
 
 
-def commit() -> str:
-    """The sources' commit: of the git checkout, else from the file COMMIT, else "unknown"."""
+def commit(root: Path = ROOT) -> str:
+    """The sources' commit: from git where `root` is a checkout, else from the file COMMIT, else "unknown".
+
+    `make commit-file` writes COMMIT for a tree that travels without `.git`.
+    """
+    if (root / ".git").exists():  # a tree inside some other checkout must not take that one's commit
+        command = ("git", "-c", "safe.directory=*", "-C", str(root), "describe", "--always", "--abbrev=12")
+        try:
+            done = subprocess.run(
+                (*command, "--exclude=*", "--dirty=+changes"), capture_output=True, text=True, check=True, timeout=20
+            )
+            return done.stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            pass
     try:
-        head = _git("rev-parse", "--short=12", "HEAD")
-        return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        pass
-    try:
-        return (ROOT / "COMMIT").read_text().strip()
+        return (root / "COMMIT").read_text().strip() or UNKNOWN
     except OSError:
-        return "unknown"
+        return UNKNOWN
 
 
-def _git(*arguments: str) -> str:
-    command = ("git", "-c", "safe.directory=*", "-C", str(ROOT), *arguments)
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-
-
-def _triton_version() -> str:
+def version(package: str) -> str:
     try:
-        import triton
-    except ImportError:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
         return "none"
-    return str(triton.__version__)
 
 
 def smi(*fields: str) -> str:

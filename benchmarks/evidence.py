@@ -1,4 +1,4 @@
-"""The committed results of GPUs, and README's table made of them."""
+"""The committed results of each device, and README's tables made from them."""
 
 from __future__ import annotations
 
@@ -6,27 +6,65 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from benchmarks import tables
+from benchmarks.cases import FUSED
+from benchmarks.environment import ROOT, UNKNOWN
 from benchmarks.results import Result, Writer, newest, read
-from benchmarks.tables import FUSED, Rows, markdown, microseconds, times
+from benchmarks.tables import Rows, markdown, microseconds, times
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- gpu-results:begin -->", "<!-- gpu-results:end -->"
-NONE = "No GPU has been measured yet: nothing here is a claim about the speed of a GPU."
+
+
+class Block(NamedTuple):
+    """A part of README that is generated, between the comments `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
+
+    name: str
+    device_type: str
+    suites: tuple[str, ...]
+    how: str
+    nothing: str  # what stands there while nothing has been measured
+
+    @property
+    def begin(self) -> str:
+        return f"<!-- {self.name}:begin -->"
+
+    @property
+    def end(self) -> str:
+        return f"<!-- {self.name}:end -->"
+
+
+BLOCKS = (
+    Block(
+        "cpu-results",
+        "cpu",
+        ("headline",),
+        "medians of paired single calls on feature maps of photographs, SiLU, `make cpu-table`",
+        "No CPU's results have been committed yet; `make bench` measures yours.",
+    ),
+    Block(
+        "gpu-results",
+        "cuda",
+        ("shipped", "large"),
+        "medians of device times with a cold cache, SiLU, `make gpu OUT=dir`",
+        "No GPU has been measured yet: nothing here is a claim about the speed of a GPU.",
+    ),
+)
 
 
 def keep(source: Path, folder: Path = RESULTS) -> Path:
-    """Append a GPU run's rows to the file of its device.
+    """Append a run's rows to the file of its device.
 
     Raises:
-        ValueError: the run was not on a GPU, its sources were not those of a commit, or the commit is there already.
+        ValueError: the run was a rehearsal, its sources were not those of a commit, or the commit is there already.
     """
     rows = [row for row in read([source]) if row.device]
-    if not rows or any(row.device_type != "cuda" for row in rows):
-        raise ValueError(f"keep: expected the results of a CUDA device, got {sorted({r.device_type for r in rows})}")
+    if not rows or any(row.device_type not in ("cpu", "cuda") for row in rows):
+        found = sorted({row.device_type for row in rows})
+        raise ValueError(f"keep: expected the results of a CPU or a CUDA device, got {found}")
     commits = {row.commit for row in rows}
-    if any(commit == "unknown" or commit.endswith("+changes") for commit in commits):
+    if any(commit == UNKNOWN or commit.endswith("+changes") for commit in commits):
         raise ValueError(f"keep: expected the results of a commit, got {sorted(commits)}")
     path = folder / f"{slug(rows[0].device)}.csv"
     there = {row.commit for row in read([path])} if path.exists() else set()
@@ -42,38 +80,44 @@ def slug(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-def block(folder: Path = RESULTS) -> str:
-    """What belongs between the markers: a table for each GPU, of its newest commit; or that there is none."""
+def text(block: Block, folder: Path = RESULTS) -> str:
+    """What belongs between a block's markers: a table for each device, of its newest commit."""
     tables = []
     for path in sorted(folder.glob("*.csv")):
-        rows = [row for row in read([path]) if row.device_type == "cuda"]
+        rows = [row for row in read([path]) if row.device_type == block.device_type]
         if rows:
-            tables.append(_table([row for row in rows if row.commit == rows[-1].commit]))
-    return "\n\n".join(tables) or NONE
+            tables.append(_table(block, [row for row in rows if row.commit == rows[-1].commit]))
+    return "\n\n".join(tables) or block.nothing
 
 
-def _table(rows: Sequence[Result]) -> str:
+def _table(block: Block, rows: Sequence[Result]) -> str:
     looked_up = Rows(newest(rows))
-    found = [row for row in looked_up.good("shipped", FUSED, batch=64) if row.dtype in ("float32", "bfloat16")]
-    found += looked_up.good("large", FUSED)
+    found = [row for suite in block.suites for row in looked_up.good(suite, FUSED, direction="forward")]
 
     def cells(row: Result) -> list[str]:
-        eager, clone = looked_up.beside(row, "eager"), looked_up.beside(row, "clone", "forward")
-        return [
-            f"{row.case}, B={row.batch}, {row.dtype}, {row.direction}",
-            row.provider,
-            microseconds(row.p50_us),
-            f"{microseconds(row.p20_us)}-{microseconds(row.p80_us)}",
-            times(eager.p50_us / row.p50_us) if eager else "-",
-            f"{row.gb_per_s / clone.gb_per_s:.0%}" if clone else "-",
-        ]
+        numbers = []
+        for direction in ("forward", "forward+backward"):
+            ours, eager = (looked_up.beside(row, name, direction) for name in (row.provider, "eager"))
+            numbers += [
+                microseconds(eager.p50_us) if eager else "-",
+                microseconds(ours.p50_us) if ours else "-",
+                times(ours.ratio_p50) if ours else "-",
+            ]
+        clone = looked_up.beside(row, "clone")
+        share = f"{row.gb_per_s / clone.gb_per_s:.0%}" if clone else "-"
+        return [f"{row.case}, B={row.batch}, {row.dtype}, {row.provider}", *numbers, share]
 
+    header = ["channels@map, batch, type, backend", "eager µs", "fused µs", "forward"]
+    header += ["eager µs", "fused µs", "with backward", "of clone's bandwidth"]
+    parts = (tables.speedups, tables.against_plain, tables.two_threads, tables.memory, tables.cliffs, tables.growth)
+    said = [sentence for part in parts for sentence in part(looked_up)]
     first = rows[0]
-    header = ["case", "backend", "device µs", "p20-p80", "eager / fused", "of clone"]
+    versions = f"torch {first.torch}, triton {first.triton}, commit {first.commit}, {first.date} UTC"
+    threads = f", {first.threads} thread{'s' * (first.threads > 1)}" if first.device_type == "cpu" else ""
     return (
-        f"{first.device}, commit {first.commit}, torch {first.torch}, triton {first.triton}, {first.date} UTC; "
-        f"median device times, cold cache, `make gpu OUT=dir`:\n\n{markdown(header, map(cells, found))}"
-    )
+        f"{first.device}{threads}, {versions}; {block.how}:\n\n{markdown(header, map(cells, found))}\n\n"
+        + " ".join(said)
+    ).rstrip()
 
 
 def update_readme(
@@ -81,20 +125,22 @@ def update_readme(
     readme: Path = ROOT / "README.md",
     folder: Path = RESULTS,
 ) -> int:
-    """Put `block` between README's markers; with `check`, only say whether it is there: 0 if so, else 1.
+    """Write each block's text between its markers in README; with `check`, only compare: 0 if it is there, else 1.
 
     Raises:
-        ValueError: README has no such markers.
+        ValueError: README lacks a block's markers.
     """
-    text = readme.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"readme: expected {BEGIN} and {END} once each in {readme.name}, got neither or several")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    wanted = f"{before}{BEGIN}\n{block(folder)}\n{END}{after}"
-    if check:
-        if wanted != text:
-            print("README's table of GPU results is not that of benchmarks/results; make gpu-table", file=sys.stderr)
-        return int(wanted != text)
-    readme.write_text(wanted)
+    before = wanted = readme.read_text()
+    for block in BLOCKS:
+        if wanted.count(block.begin) != 1 or wanted.count(block.end) != 1:
+            raise ValueError(
+                f"readme: expected {block.begin} and {block.end} once each in {readme.name}, got none or several"
+            )
+        head, rest = wanted.split(block.begin)
+        wanted = f"{head}{block.begin}\n{text(block, folder)}\n{block.end}{rest.split(block.end)[1]}"
+    if not check:
+        readme.write_text(wanted)
+    elif wanted != before:
+        print("README's tables differ from benchmarks/results; make tables", file=sys.stderr)
+        return 1
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -31,15 +32,12 @@ def exponents(rows: Iterable[Result]) -> list[Growth]:
         if row.suite.startswith("sweep") and row.status == "OK" and row.height * row.width >= UPPER_PART:
             series.setdefault((row.provider, row.direction, row.dtype), {})[row.height * row.width] = row.p20_us
     return [
-        Growth(provider, direction, dtype, slope(points), min(points), max(points), len(points))
-        for (provider, direction, dtype), points in series.items()
+        Growth(*name, _slope(points), min(points), max(points), len(points))
+        for name, points in series.items()
         if len(points) >= 3
     ]
 
 
-def slope(points: dict[int, float]) -> float:
-    """Of the least-squares line through (log N, log time)."""
-    xs, ys = [math.log(n) for n in points], [math.log(t) for t in points.values()]
-    x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
-    above = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
-    return above / sum((x - x_mean) ** 2 for x in xs)
+def _slope(points: dict[int, float]) -> float:
+    logs = ([math.log(value) for value in axis] for axis in (points.keys(), points.values()))
+    return statistics.linear_regression(*logs).slope

@@ -48,7 +48,8 @@ def feature_map(
         stride = min(STRIDE, min(images.shape[-2] // case.height, images.shape[-1] // case.width))
         crops = torch.stack([_crop(images, case, stride, generator) for _ in range(case.batch)])
         stem = torch.randn(case.channels, 3, stride + 3, stride + 3, generator=generator)
-        padded = torch.nn.functional.pad(crops, (1, 2, 1, 2), mode="reflect")
+        mode = "reflect" if min(crops.shape[-2:]) > 2 else "replicate"  # which maps of one row or column allow
+        padded = torch.nn.functional.pad(crops, (1, 2, 1, 2), mode=mode)
         features = torch.nn.functional.conv2d(padded, stem, stride=stride)
         deviation, mean = torch.std_mean(features, dim=(0, 2, 3), keepdim=True, correction=0)
         features = (features - mean) / deviation.clamp_min(1e-6)

@@ -11,33 +11,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import inputs, timing
-from benchmarks.cases import Case
+from benchmarks.accuracy import worst_error
+from benchmarks.cases import EAGER, Case
 from benchmarks.environment import facts, sm_clock
 from benchmarks.memory import peak_bytes
 from benchmarks.providers import (
-    COMPILED,
-    MIXERS,
     PROVIDERS,
     Call,
     Provider,
     Unavailable,
+    chosen,
     exact,
     minimal_bytes,
     mixer_flops,
 )
 from benchmarks.results import Result, blank
-
-# Relative L2 error of y - x in float32. The other mixers sum over thousands of tokens, in whatever order.
-FORWARD_BOUND, OTHER_BOUND = 1e-6, 1e-5
-# A ReLU or soft-shrink gate within rounding of its kink may flip: about sqrt(2e-7) of a gradient's norm.
-GRADIENT_BOUND = 2e-3
-# 16-bit: the error of y as a multiple of that of rounding the float64 answer, plus a constant.
-ROUNDING_FACTOR, ROUNDING_EXTRA, ROUNDING_EXTRA_OTHER, ROUNDING_EXTRA_GRADIENT = 1.25, 1e-3, 2e-2, 1e-2
 
 
 class Meter:
@@ -55,10 +49,11 @@ class Meter:
         self.seconds = seconds
         self.slowest = slowest
         self.compile_seconds = compile_seconds
+        self.cold = timing.ColdCache() if self.device == "cuda" else None
+        self.device_times: dict[tuple[str, Case], timing.Quantiles] = {}  # on CUDA, of what was measured before
         self._facts = facts(device_type)
+        self._last: dict[tuple[object, ...], tuple[float, int]] = {}  # series -> (microseconds, tokens)
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32, for every provider
-        self._cold = timing.ColdCache() if self.device == "cuda" else None
-        self._last: dict[tuple[str, str, str, int], tuple[float, int]] = {}  # series -> (microseconds, tokens)
 
     def run(
         self,
@@ -66,12 +61,10 @@ class Meter:
         providers: tuple[str, ...],
     ) -> Iterator[Result]:
         """A row for each provider, the baseline first."""
-        x = inputs.feature_map(case, self.device)
-        dy = inputs.cotangent(x) if case.direction != "forward" else None
         before = sm_clock() if self.device == "cuda" else ""
-        bench = _Bench(self, case, x, dy)
+        bench = Bench(self, case)
         rows = []
-        for name in dict.fromkeys((*(["eager"] if "eager" in providers else []), *providers)):
+        for name in sorted(providers, key=lambda name: name != "eager"):
             row = bench.measure(PROVIDERS[name])
             rows.append(row)
             if self.device == "cpu":
@@ -80,11 +73,26 @@ class Meter:
             clocks = f"{before} > {sm_clock()}"
             yield from (replace(row, clocks=clocks) for row in rows)
 
-    def row(self, call: Case, **values: object) -> Result:
+    def row(self, case: Case, /, **values: object) -> Result:
         """A row of this meter for a case."""
-        size = {name: getattr(call, name) for name in ("suite", "batch", "channels", "height", "width", "dtype")}
-        rest = {"case": call.name, "direction": call.direction, "threads": call.threads, "input": inputs.source(call)}
-        return blank(**(self._facts | size | rest | values))
+        names = ("suite", "batch", "channels", "height", "width", "dtype", "direction", "threads", "activation")
+        size = {name: getattr(case, name) for name in names}
+        return blank(**(self._facts | size | {"case": case.name, "input": inputs.source(case)} | values))
+
+    def synchronize(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def fastest(self, run: Callable[[], object], count: int) -> float:
+        """Seconds of the fastest of `count` calls, after two to warm up."""
+        times = []
+        for _ in range(count + 2):
+            self.synchronize()
+            start = time.perf_counter()
+            run()
+            self.synchronize()
+            times.append(time.perf_counter() - start)
+        return min(times[2:])
 
     def too_slow(self, case: Case, provider: str) -> str:
         """Why a case would take too long, judged by the last smaller one: nothing here grows faster than N^2."""
@@ -102,19 +110,20 @@ class Meter:
             self._last[provider, case.direction, case.dtype, case.channels] = microseconds, case.tokens
 
 
-class _Bench:
-    """One case: its inputs, its truth and its baseline's times are shared by all providers."""
+class Bench:
+    """One case: its inputs, its truth and its baselines are shared by all providers."""
 
-    def __init__(self, meter: Meter, case: Case, x: Tensor, dy: Tensor | None) -> None:
-        self._meter, self._case, self._x, self._dy = meter, case, x, dy
-        self._truth: tuple[Tensor, ...] | None = None
-        self._eager: Call | None = None
-        self._eager_times: dict[str, float] = {}
+    def __init__(self, meter: Meter, case: Case) -> None:
+        self._meter, self._case = meter, case
+        self._x = inputs.feature_map(case, meter.device)
+        self._truths: dict[int, tuple[Tensor, ...]] = {}  # of the mixer, by the input's seed
+        self._calls: dict[tuple[str, Case], Call] = {}
+        self._good: set[tuple[str, Case]] = set()  # those that have run
 
     def measure(self, provider: Provider) -> Result:
         case, meter = self._case, self._meter
         skipped = meter.too_slow(case, provider.name)
-        if not skipped and provider.name in COMPILED and meter.compile_seconds <= 0:
+        if not skipped and provider.compiles and meter.compile_seconds <= 0:
             skipped = "the time for compilations is spent"
         if skipped:
             return meter.row(case, provider=provider.name, status="SKIP", reason=skipped)
@@ -123,41 +132,64 @@ class _Bench:
         except Unavailable as reason:
             return meter.row(case, provider=provider.name, status="SKIP", reason=str(reason))
         except torch.OutOfMemoryError as error:
-            return meter.row(case, provider=provider.name, status="SKIP", reason=f"out of memory: {_line(error)}")
+            return meter.row(case, provider=provider.name, status="SKIP", reason=f"out of memory: {one_line(error)}")
         except Exception as error:
             # torch.compile of complex numbers fails on some versions: that is a finding, not a fault of ours.
-            status = "SKIP" if provider.name in COMPILED else "FAIL"
-            return meter.row(case, provider=provider.name, status=status, reason=_line(error))
+            status = "SKIP" if provider.compiles else "FAIL"
+            return meter.row(case, provider=provider.name, status=status, reason=one_line(error))
+
+    def check(self, provider: Provider) -> tuple[Call, float, float]:
+        """The call, after its first run: with the error of its answer, and the bound that the error must keep.
+
+        Raises:
+            Unavailable: the provider cannot run this case.
+        """
+        case = self._case
+        call = self._call(provider.name, case)
+        error, bound = self._error(provider, self._first_call(provider, call), 0)
+        if not error <= bound and provider.kind == "mixer" and case.direction != "forward":
+            again = call.on(inputs.feature_map(case, self._meter.device, seed=1))
+            error, bound = self._error(provider, again(), 1)
+        return call, error, bound
 
     def _measure(self, provider: Provider) -> Result:
         case, meter = self._case, self._meter
-        parameters = provider.parameters(case, meter.device)
-        function = provider.function(case, meter.device)
-        call = Call(function, self._x, parameters, self._dy)
-        got = self._first_call(provider, call)
-        error, bound = self._error(provider, got, parameters)
-        del got
+        if provider.name == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
+            raise Unavailable("interpreted Triton is not timed")
+        call, error, bound = self.check(provider)
         if not error <= bound:
             reason = f"relative L2 error {error:.1e} against float64, expected at most {bound:.1e}; not timed"
             return meter.row(case, provider=provider.name, error=error, status="FAIL", reason=reason)
-        if provider.name == "eager":
-            self._eager = call
+        self._good.add((provider.name, case))
         peak = peak_bytes(call, meter.device)
-        time_it = self._on_cuda if meter.device == "cuda" else self._on_cpu
-        row = time_it(provider, call, parameters, function)
-        meter.remember(case, provider.name, row.p50_us)
-        flops = mixer_flops(case) if provider.name in MIXERS and case.direction == "forward" else math.nan
-        return replace(
-            row,
+        times = (self._on_cuda if meter.device == "cuda" else self._on_cpu)(provider, call)
+        p50 = times["p50_us"]
+        meter.remember(case, provider.name, p50)
+        flops = mixer_flops(case) if provider.kind == "mixer" and case.direction == "forward" else math.nan
+        return meter.row(
+            case,
+            provider=provider.name,
+            **times,
             peak_bytes=peak,
-            gb_per_s=_bytes(provider, case) / row.p50_us / 1e3,
-            gflop_per_s=flops / row.p50_us / 1e3,
+            gb_per_s=_bytes(provider, case) / p50 / 1e3,
+            gflop_per_s=flops / p50 / 1e3,
             error=error,
             status="OK",
+            reason=f"runs {chosen(case, meter.device)}" if provider.name == "auto" else "",
         )
 
+    def _call(self, name: str, case: Case) -> Call:
+        """A provider on this case or on one that differs in a field."""
+        if (name, case) not in self._calls:
+            provider, device = PROVIDERS[name], self._meter.device
+            x = self._x.to(getattr(torch, case.dtype))
+            dy = inputs.cotangent(x) if case.direction != "forward" else None
+            function = provider.build(case, device)
+            self._calls[name, case] = Call(function, x, provider.parameters(case, device), dy)
+        return self._calls[name, case]
+
     def _first_call(self, provider: Provider, call: Call) -> tuple[Tensor, ...]:
-        if provider.name not in COMPILED:
+        if not provider.compiles:
             return call()
         start = time.perf_counter()
         try:
@@ -166,94 +198,74 @@ class _Bench:
         finally:
             self._meter.compile_seconds -= time.perf_counter() - start
 
-    def _error(
-        self, provider: Provider, got: tuple[Tensor, ...], parameters: tuple[Tensor, ...]
-    ) -> tuple[float, float]:
-        """The error of the answer, and the bound it must keep."""
-        mixer = provider.name in MIXERS
-        truth = self._truth if mixer else None
+    def _error(self, provider: Provider, got: tuple[Tensor, ...], seed: int) -> tuple[float, float]:
+        """The error of the answer for one input, and the bound that it must keep."""
+        case, device, mixer = self._case, self._meter.device, provider.kind == "mixer"
+        x = inputs.feature_map(case, device, seed) if seed else self._x
+        truth = self._truths.get(seed) if mixer else None
         if truth is None:
+            dy = inputs.cotangent(x) if case.direction != "forward" else None
             with all_threads():
-                truth = exact(provider, self._x, parameters, self._dy)
+                truth = exact(provider, case, x, provider.parameters(case, device), dy)
         if mixer:
-            self._truth = truth
-        y_error = y_bound = 0.0
-        if provider.name == "clone":
-            y_error = _distance(got[0], truth[0])
-        elif self._x.dtype.itemsize > 2:
-            wide = self._x.double()
-            y_error, y_bound = _distance(got[0].double() - wide, truth[0] - wide), OTHER_BOUND
-            y_bound = FORWARD_BOUND if mixer else OTHER_BOUND
-        else:
-            extra = ROUNDING_EXTRA if mixer else ROUNDING_EXTRA_OTHER
-            y_error, y_bound = _distance(got[0], truth[0]), _rounded(truth[0], got[0].dtype, extra)
-        worst = y_error, y_bound
-        for gradient, right in zip(got[1:], truth[1:], strict=True):
-            bound = GRADIENT_BOUND
-            if gradient.dtype.itemsize == 2 or self._x.dtype.itemsize == 2:
-                bound = _rounded(right, self._x.dtype, ROUNDING_EXTRA_GRADIENT if mixer else ROUNDING_EXTRA_OTHER)
-            candidate = _distance(gradient, right), bound
-            if not candidate[0] <= bound:
-                return candidate
-            if worst[0] <= worst[1]:
-                worst = max(worst, candidate)
-        return worst
+            self._truths[seed] = truth
+        return worst_error(provider.kind, x, got, truth)
 
-    def _on_cpu(self, provider: Provider, call: Call, parameters: object, function: object) -> Result:
+    def _baseline(self, provider: Provider) -> tuple[str, str, Case]:
+        """What the ratios compare with: in words, and as a provider's name and a case."""
+        field, value = self._case.against
+        if field == "provider":
+            return str(value), str(value), self._case
+        case: Case = self._case._replace(**{field: value})  # type: ignore[arg-type]
+        # A case is what was measured, so the baseline's is found under its own basis of comparison.
+        return f"{provider.name}, {field}={value}", provider.name, case._replace(against=EAGER)
+
+    def _runs(self, name: str, case: Case) -> bool:
+        if (name, case) not in self._good:
+            try:
+                self._call(name, case)()
+            except (Unavailable, RuntimeError):
+                return False
+            self._good.add((name, case))
+        return True
+
+    def _on_cpu(self, provider: Provider, call: Call) -> dict[str, Any]:
         case, meter = self._case, self._meter
-        baseline, name, threads = self._eager or call, "eager", (case.threads, case.threads)
-        if case.threads > 1:  # against itself with one thread
-            baseline, name, threads = call, f"{provider.name}, one thread", (case.threads, 1)
-        samples = timing.paired(call, baseline, meter.seconds, threads)
+        said, name, other = self._baseline(provider)
+        baseline = self._call(name, other) if self._runs(name, other) else None
+        samples = timing.paired(call, baseline or call, meter.seconds, (case.threads, other.threads))
         ours = timing.quantiles(samples.ours)
-        ratio = timing.quantiles(samples.ratios) if self._eager or case.threads > 1 else timing.NONE
-        return meter.row(
-            case,
-            provider=provider.name,
-            protocol=samples.protocol,
-            samples=len(samples.ours),
+        return {
+            "protocol": samples.protocol,
+            "samples": len(samples.ours),
+            "baseline": said,
             **_spread("", ours),
             **_spread("call_", ours),
-            baseline=name,
-            **_ratios(ratio),
-        )
+            **_ratios(timing.quantiles(samples.ratios) if baseline else timing.NONE),
+        }
 
-    def _on_cuda(
-        self,
-        provider: Provider,
-        call: Call,
-        parameters: tuple[Tensor, ...],
-        function: Callable[..., Tensor],
-    ) -> Result:
+    def _on_cuda(self, provider: Provider, call: Call) -> dict[str, Any]:
         case, meter = self._case, self._meter
-        assert meter._cold is not None
-        count = timing.input_sets(_bytes(provider, case))
+        assert meter.cold is not None
         calls: list[Callable[[], object]] = [call]
-        for seed in range(1, count):
-            x = self._x.roll(seed, 0) if case.batch > seed else self._x.roll(seed, -1)
-            calls.append(Call(function, x.clone(), parameters, self._dy))
-        protocol, samples = timing.device_times(calls, meter._cold, meter.seconds / 2)
+        seeds = range(1, timing.input_sets(_bytes(provider, case)))
+        calls.extend(call.on(self._x.roll(seed, 0 if case.batch > seed else -1)) for seed in seeds)
+        protocol, samples = timing.device_times(calls, meter.cold, meter.seconds / 2)
         launch: Callable[[], object] = call
         if provider.graphed:
             graph, kept = timing.capture([call])
             launch = lambda: (graph.replay(), kept)  # noqa: E731
-        device, whole = timing.quantiles(samples), timing.quantiles(timing.call_times(launch, meter.seconds / 4))
-        if provider.name == "eager":
-            self._eager_times = device._asdict()
-        eager = self._eager_times
-        ratio = timing.NONE
-        if eager:
-            ratio = timing.Quantiles(eager["p20"] / device.p80, eager["p50"] / device.p50, eager["p80"] / device.p20)
-        return meter.row(
-            case,
-            provider=provider.name,
-            protocol=protocol,
-            samples=len(samples),
-            **_spread("", device),
+        ours, whole = timing.quantiles(samples), timing.quantiles(timing.call_times(launch, meter.seconds / 4))
+        meter.device_times[provider.name, case] = ours
+        said, *other = self._baseline(provider)
+        return {
+            "protocol": protocol,
+            "samples": len(samples),
+            "baseline": said,
+            **_spread("", ours),
             **_spread("call_", whole),
-            baseline="eager",
-            **_ratios(ratio),
-        )
+            **_ratios(timing.ratio(meter.device_times.get(tuple(other), timing.NONE), ours)),
+        }
 
 
 def _bytes(provider: Provider, case: Case) -> int:
@@ -269,20 +281,7 @@ def _ratios(q: timing.Quantiles) -> dict[str, float]:
     return {f"ratio_{name}": value for name, value in q._asdict().items()}
 
 
-def _distance(got: Tensor, truth: Tensor) -> float:
-    """Relative L2 distance; infinite for anything that is not finite."""
-    scale = truth.norm().item()
-    difference = (got.double() - truth).norm().item()
-    if difference == 0:
-        return 0.0
-    return difference / scale if math.isfinite(difference) and scale > 0 else math.inf
-
-
-def _rounded(truth: Tensor, dtype: torch.dtype, extra: float) -> float:
-    return ROUNDING_FACTOR * _distance(truth.to(dtype), truth) + extra
-
-
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}"
 

@@ -1,19 +1,21 @@
-"""Who is measured: the fused mixer, its plain forms, a copy, and the global mixers it stands in for."""
+"""Who is measured: the fused mixer, its plain forms, a copy, and other global mixers."""
 
 from __future__ import annotations
 
-import os
+import importlib.util
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from affnet_kernels import MixerSpec, available_backends, fused_aff_mixer
-from affnet_kernels.backends import BACKENDS, reference
-from benchmarks.cases import Case
+from affnet_kernels.backends import reference, select
+from affnet_kernels.spec import Parameters
+from benchmarks.cases import COMPILED, Case
 from benchmarks.inputs import dense_parameters, mixer_parameters
+from benchmarks.mixers import attention, clone, depthwise, fft_convolution, fft_size, flash_attention, token_mlp
 
 THRESHOLD = 0.01
 MAX_PARAMETER_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
@@ -22,88 +24,109 @@ Function = Callable[..., Tensor]  # (x, *parameters) -> y
 
 
 class Unavailable(Exception):
-    """This provider cannot do this case; the message says why."""
+    """This provider cannot run this case; the message says why."""
 
 
 class Provider(NamedTuple):
     name: str
     about: str
+    kind: str  # "mixer", the operator itself; "other", another global mixer; "copy"
     parameters: Callable[[Case, str], tuple[Tensor, ...]]  # (case, device)
-    function: Callable[[Case, str], Function]  # the operator for a case on a device, or Unavailable
-    definition: Function  # the same in float64
+    build: Callable[[Case, str], Function]  # the operator for a case on a device, or Unavailable
+    exact: Callable[[Case], Function]  # its definition, which is run in float64
+    devices: tuple[str, ...] = ("cpu", "cuda")
     graphed: bool = False  # replayed as a CUDA graph
 
+    @property
+    def compiles(self) -> bool:
+        return self.name in COMPILED
 
-def eager(x: Tensor, *parameters: Tensor) -> Tensor:
+
+def eager(case: Case, device: str = "") -> Function:
     """The reference mixer under autograd."""
-    return reference.mixer(x, parameters, THRESHOLD, "relu")
+    return lambda x, *parameters: reference.mixer(x, Parameters(*parameters), THRESHOLD, case.activation)
 
 
-def fused(backend: str) -> Provider:
-    def function(case: Case, device: str) -> Function:
-        w1 = torch.empty(2, case.blocks, case.channels // case.blocks, case.channels // case.blocks)
-        x = torch.empty(0, dtype=getattr(torch, case.dtype), device=device)
-        x = x.expand(case.batch, case.channels, case.height, 0)
-        spec = MixerSpec.of(x, w1)._replace(width=case.width)
-        if reasons := available_backends(spec)[backend]:
+def spec_of(case: Case, device: str) -> MixerSpec:
+    x = torch.empty(0, dtype=getattr(torch, case.dtype), device=device)
+    return MixerSpec(
+        batch=case.batch,
+        channels=case.channels,
+        height=case.height,
+        width=case.width,
+        blocks=case.blocks,
+        hidden_size=case.channels // case.blocks,
+        dtype=x.dtype,
+        device=x.device,
+        activation=case.activation,
+    )
+
+
+def chosen(case: Case, device: str) -> str:
+    """The backend that automatic choice takes."""
+    return select(spec_of(case, device), None).NAME
+
+
+def fused(backend: str | None) -> Callable[[Case, str], Function]:
+    def build(case: Case, device: str) -> Function:
+        if reasons := available_backends(spec_of(case, device))[backend or chosen(case, device)]:
             raise Unavailable("; ".join(reasons))
-        if backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
-            raise Unavailable("interpreted Triton is not timed")
-        return lambda x, *parameters: fused_aff_mixer(x, *parameters, sparsity_threshold=THRESHOLD, backend=backend)
+        options: dict[str, Any] = {"sparsity_threshold": THRESHOLD, "activation": case.activation, "backend": backend}
+        return lambda x, *parameters: fused_aff_mixer(x, *parameters, **options)
 
-    return Provider(backend, f"the fused mixer, backend {backend!r}", mixer_parameters, function, eager)
+    return build
 
 
-def compiled(name: str, mode: str | None) -> Provider:
-    def function(case: Case, device: str) -> Function:
+class Kernel:
+    """The chosen backend's kernels called directly: no validation, no dispatcher, no autograd."""
+
+    def __init__(self, case: Case, device: str) -> None:
+        self._spec = spec_of(case, device)
+        self._backend = select(self._spec, None)
+
+    def __call__(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        return self._backend.forward(self._spec, x, Parameters(*parameters), THRESHOLD)
+
+    def gradients(self, dy: Tensor, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        return self._backend.backward(self._spec, dy, x, Parameters(*parameters), THRESHOLD, True, True)
+
+
+def compiled(name: str, mode: str | None) -> Callable[[Case, str], Function]:
+    def build(case: Case, device: str) -> Function:
+        import torch._functorch.config as functorch
+
+        complex_wrapper = name == "compile-complex"
+        if hasattr(functorch, "enable_complex_wrapper"):  # read when the first call compiles, and its backward
+            functorch.enable_complex_wrapper = complex_wrapper
+        elif complex_wrapper:
+            raise Unavailable(f"torch {torch.__version__} has no enable_complex_wrapper")
         torch._dynamo.reset()
-        return torch.compile(eager, mode=mode, dynamic=False)
+        return torch.compile(eager(case), mode=mode, dynamic=False)
 
-    return Provider(name, f"torch.compile of eager, mode {mode or 'default'}", mixer_parameters, function, eager)
-
-
-def clone(x: Tensor) -> Tensor:
-    """The same bytes in and out, and nothing else."""
-    return x.clone()
+    return build
 
 
-def attention(
-    x: Tensor,  # [B, C, H, W]
-    qkv: Tensor,  # [3C, C]
-    out: Tensor,  # [C, C]
-) -> Tensor:  # [B, C, H, W]
-    """Softmax self-attention over the tokens, with its projections and the residual."""
-    batch, channels, height, width = x.shape
-    heads = head_count(channels)
-    tokens = x.flatten(2).transpose(1, 2)
-    q, k, v = F.linear(tokens, qkv).view(batch, -1, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    return F.linear(mixed, out).transpose(1, 2).reshape(batch, channels, height, width) + x
+def fused_fft_convolution(case: Case, device: str) -> Function:
+    """nvSubquadratic's kernel: one launch forward, the filter's spectrum being known; the whole call with backward."""
+    if importlib.util.find_spec("subquadratic_ops_torch") is None:
+        raise Unavailable("subquadratic_ops_torch is not installed")
+    try:
+        from subquadratic_ops_torch import fused_fft_conv2d as library
+    except ImportError as error:
+        raise Unavailable(f"subquadratic_ops_torch does not offer fused_fft_conv2d: {error}") from error
+    size = fft_size(case.height, case.width)
+    if size > 128:
+        raise Unavailable(f"fused_fft_conv2d takes maps of up to 64 x 64, got {case.height} x {case.width}")
+    if case.direction != "forward":
+        return lambda x, kernel: library.fused_fft_conv2d(x, kernel) + x
+    spectra: list[Tensor] = []
 
+    def forward(x: Tensor, kernel: Tensor) -> Tensor:
+        if not spectra:
+            spectra.append(library.fused_rfft2d_fwd(kernel.unsqueeze(0), fft_size=size))
+        return library.fused_fft_conv2d_fwd(x, spectra[0]) + x
 
-def head_count(channels: int) -> int:
-    """Heads of 32 channels, or the nearest size that divides, multiples of 8 first: flash kernels pad the others."""
-    sizes = [size for size in range(16, 65) if channels % size == 0] or [channels]
-    best = min(sizes, key=lambda size: (size % 8 != 0, abs(size - 32)))
-    return channels // best
-
-
-def depthwise(
-    x: Tensor,  # [B, C, H, W]
-    kernel: Tensor,  # [C, 1, kernel height, kernel width]
-) -> Tensor:  # [B, C, H, W]
-    """A static depthwise convolution as large as the map, zero padding, with the residual."""
-    padding = kernel.shape[2] // 2, kernel.shape[3] // 2
-    return F.conv2d(x, kernel, padding=padding, groups=x.shape[1]) + x
-
-
-def token_mlp(
-    x: Tensor,  # [B, C, H, W]
-    w1: Tensor,  # [N, N]
-    w2: Tensor,  # [N, N]
-) -> Tensor:  # [B, C, H, W]
-    """MLP-Mixer's token mixing, as many hidden units as tokens, with the residual."""
-    return F.linear(F.gelu(F.linear(x.flatten(2), w1)), w2).view_as(x) + x
+    return forward
 
 
 def _attention_parameters(case: Case, device: str) -> tuple[Tensor, ...]:
@@ -114,6 +137,10 @@ def _depthwise_parameters(case: Case, device: str) -> tuple[Tensor, ...]:
     return dense_parameters(case, device, (case.channels, 1, case.height | 1, case.width | 1))
 
 
+def _fft_parameters(case: Case, device: str) -> tuple[Tensor, ...]:
+    return tuple(kernel.squeeze(1) for kernel in _depthwise_parameters(case, device))
+
+
 def _token_mlp_parameters(case: Case, device: str) -> tuple[Tensor, ...]:
     size = 2 * case.tokens**2 * getattr(torch, case.dtype).itemsize
     if size > MAX_PARAMETER_BYTES[device]:
@@ -121,37 +148,77 @@ def _token_mlp_parameters(case: Case, device: str) -> tuple[Tensor, ...]:
     return dense_parameters(case, device, *(2 * ((case.tokens, case.tokens),)))
 
 
-def _always(function: Function) -> Callable[[Case, str], Function]:
-    return lambda case, device: function
+def _mixer(
+    name: str,
+    about: str,
+    build: Callable[[Case, str], Function],
+    *devices: str,
+    graphed: bool = False,
+) -> Provider:
+    return Provider(name, about, "mixer", mixer_parameters, build, eager, devices or ("cpu", "cuda"), graphed)
 
 
-def _on_cuda(function: Function) -> Callable[[Case, str], Function]:
-    def only(case: Case, device: str) -> Function:
-        if device != "cuda":
-            raise Unavailable("CUDA graphs need a CUDA device")
-        return function
-
-    return only
+def _other(
+    name: str,
+    about: str,
+    function: Function,
+    parameters: Callable[[Case, str], tuple[Tensor, ...]],
+    *devices: str,
+    kind: str = "other",
+    exact: Function | None = None,
+    build: Callable[[Case, str], Function] | None = None,
+) -> Provider:
+    definition, builder = exact or function, build or (lambda case, device: function)
+    return Provider(name, about, kind, parameters, builder, lambda case: definition, devices or ("cpu", "cuda"))
 
 
 PROVIDERS: dict[str, Provider] = {
     provider.name: provider
     for provider in (
-        Provider("eager", "the reference mixer in eager PyTorch", mixer_parameters, _always(eager), eager),
-        *(fused(backend.NAME) for backend in BACKENDS if backend is not reference),
-        compiled("compile", None),
-        compiled("compile-autotune", "max-autotune-no-cudagraphs"),
-        Provider("eager-graph", "eager, as a CUDA graph", mixer_parameters, _on_cuda(eager), eager, graphed=True),
-        Provider("clone", clone.__doc__ or "", lambda case, device: (), _always(clone), clone),
-        Provider("attention", attention.__doc__ or "", _attention_parameters, _always(attention), attention),
-        Provider("depthwise", depthwise.__doc__ or "", _depthwise_parameters, _always(depthwise), depthwise),
-        Provider("token-mlp", token_mlp.__doc__ or "", _token_mlp_parameters, _always(token_mlp), token_mlp),
+        _mixer("eager", "the reference mixer in eager PyTorch", eager),
+        _mixer("cpu", "the fused mixer, backend 'cpu'", fused("cpu"), "cpu"),
+        _mixer("triton", "the fused mixer, backend 'triton'", fused("triton"), "cuda"),
+        _mixer("cuda", "the fused mixer, backend 'cuda'", fused("cuda"), "cuda"),
+        _mixer("auto", "the fused mixer, the backend that is chosen automatically", fused(None)),
+        _mixer("kernel", "the chosen backend's kernels without the public call around them", Kernel),
+        _mixer("compile", "torch.compile of eager", compiled("compile", None)),
+        _mixer("compile-complex", "the same with complex numbers taken apart", compiled("compile-complex", None)),
+        _mixer(
+            "compile-autotune",
+            "torch.compile, mode max-autotune-no-cudagraphs",
+            compiled("compile-autotune", "max-autotune-no-cudagraphs"),
+            "cuda",
+        ),
+        _mixer("eager-graph", "eager, as a CUDA graph", eager, "cuda", graphed=True),
+        _other("clone", "the same bytes in and out, and nothing else", clone, lambda case, device: (), kind="copy"),
+        _other(
+            "attention",
+            "softmax self-attention over the tokens, with its projections",
+            attention,
+            _attention_parameters,
+        ),
+        _other(
+            "attention-flash",
+            "the same by PyTorch's flash kernel and no other",
+            flash_attention,
+            _attention_parameters,
+            "cuda",
+            exact=attention,
+        ),
+        _other("depthwise", "a static depthwise convolution as large as the map", depthwise, _depthwise_parameters),
+        _other(
+            "token-mlp", "MLP-Mixer's token mixing, as many hidden units as tokens", token_mlp, _token_mlp_parameters
+        ),
+        _other(
+            "fft-conv",
+            "nvSubquadratic's fused_fft_conv2d: a static depthwise convolution in one launch",
+            fft_convolution,
+            _fft_parameters,
+            "cuda",
+            build=fused_fft_convolution,
+        ),
     )
 }
-FUSED = tuple(backend.NAME for backend in BACKENDS if backend is not reference)
-COMPILED = ("compile", "compile-autotune")
-MIXERS = (*FUSED, "eager", *COMPILED, "eager-graph")
-OTHERS = ("attention", "depthwise", "token-mlp")
 
 
 class Call:
@@ -168,29 +235,37 @@ class Call:
         self._leaves = tuple(t.detach().requires_grad_(dy is not None) for t in (x, *parameters))
         self._dy = dy
 
+    def on(self, x: Tensor) -> Call:
+        """The same on another input."""
+        return Call(self._function, x, self._leaves[1:], self._dy)
+
     def __call__(self) -> tuple[Tensor, ...]:
         if self._dy is None:
             with torch.no_grad():
                 return (self._function(*self._leaves),)
+        if isinstance(self._function, Kernel):
+            with torch.no_grad():
+                return self._function(*self._leaves), *self._function.gradients(self._dy, *self._leaves)
         y = self._function(*self._leaves)
         return y, *torch.autograd.grad(y, self._leaves, self._dy)
 
 
 def exact(
     provider: Provider,
+    case: Case,
     x: Tensor,  # [B, C, H, W]
     parameters: tuple[Tensor, ...],
     dy: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """The provider's answer in float64; of attention and its like image by image, for N x N weights fill memory."""
-    wide: Any = [t.double() for t in (x, *parameters)]
-    step = 1 if provider.name in OTHERS else max(1, len(x))
+    """The provider's answer in float64. Other mixers go image by image: their N x N weights would fill the memory."""
+    wide = [t.double() for t in (x, *parameters)]
+    count = 1 if provider.kind == "other" else max(1, len(x))
     maps: list[tuple[Tensor, ...]] = []  # y, and dx
     sums: tuple[Tensor, ...] = ()  # gradients of the parameters
-    for first in range(0, len(x), step):
-        images = slice(first, first + step)
+    for first in range(0, len(x), count):
+        images = slice(first, first + count)
         cotangent = None if dy is None else dy[images].double()
-        answer = Call(provider.definition, wide[0][images], tuple(wide[1:]), cotangent)()
+        answer = Call(provider.exact(case), wide[0][images], tuple(wide[1:]), cotangent)()
         maps.append(answer[:2])
         sums = tuple(a + b for a, b in zip(sums, answer[2:], strict=True)) if sums else answer[2:]
     return *(torch.cat(parts) for parts in zip(*maps, strict=True)), *sums
@@ -204,7 +279,6 @@ def minimal_bytes(case: Case) -> int:
 
 def mixer_flops(case: Case) -> float:
     """Real operations of a forward pass: transforms at 2.5 N log2 N, complex products at 8, half a spectrum."""
-    D, F_ = case.channels // case.blocks, case.width // 2 + 1
-    transforms = 2 * 2.5 * case.tokens * torch.log2(torch.tensor(float(case.tokens))).item()
-    perceptron = 2 * 8 * D * case.height * F_
-    return case.batch * case.channels * (transforms + perceptron + 6 * case.height * F_)
+    D, frequencies = case.channels // case.blocks, case.height * (case.width // 2 + 1)
+    transforms = 2 * 2.5 * case.tokens * math.log2(case.tokens)
+    return case.batch * case.channels * (transforms + (2 * 8 * D + 6) * frequencies)

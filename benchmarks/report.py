@@ -5,31 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import gpu_tables, tables
+from benchmarks import tables
+from benchmarks.gpu_run import tables as gpu_tables
 from benchmarks.plots import draw
-from benchmarks.results import Result, newest, read
+from benchmarks.results import UNTIMED, Result, newest, read
 from benchmarks.tables import Rows
 
-OTHER_SUITES = ("machine", "sweep", "sweep-cuda", "threads", "step", "launches", "inverse-transform", "sanitizer")
-SWEEPS = ("sweep", "sweep-cuda")
 STAND_IN = (
     "**THIS IS NOT A GPU RUN.** It is a rehearsal on a CPU that stands in for a GPU: tiny shapes, the same steps. "
     "No number below says anything about a GPU."
 )
 
 
-def compared(rows: Rows) -> list[str]:
-    """The suites that compare providers case by case."""
-    return [
-        suite for suite in dict.fromkeys(row.suite for row in rows.all) if suite not in ("machine", "sweep", "threads")
-    ]
-
-
 def summary(rows: Rows) -> str:
     """The tables a terminal shows after a run."""
+    sweeps = [suite for suite in rows.timed_suites() if suite.startswith("sweep")]
     parts = [
-        tables.fused_table(rows, compared(rows)),
-        tables.mixers_table(rows, SWEEPS, lambda row: row.p50_us, tables.microseconds),
+        tables.fused_table(rows),
+        tables.cliffs_table(rows),
+        tables.relative_table(rows),
+        tables.mixers_table(rows, sweeps, lambda row: row.p50_us, tables.microseconds),
         tables.growth_table(rows),
         "\n".join(tables.headlines(rows)),
         "\n".join(tables.failures(rows.all)),
@@ -67,34 +62,33 @@ def write(
 def text(rows: Rows, pictures: Sequence[str]) -> str:
     """The report in Markdown."""
     rehearsal = any(row.device_type == "stand-in" for row in rows.all)
-    parts = [
-        "# NOT A GPU RUN" if rehearsal else "# How fast the mixer is",
-        STAND_IN if rehearsal else "",
-        note(rows.all),
-    ]
-    parts += ["\n".join(f"- {line}" for line in tables.headlines(rows))]
     on_gpu = any(row.device_type in ("cuda", "stand-in") for row in rows.all)
+    suites = rows.timed_suites()
     sections = (
         ("Steps", gpu_tables.steps(rows)),
         ("Asked, measured, met", gpu_tables.claims(rows) if on_gpu else ""),
         ("Ceilings of the device", gpu_tables.ceilings(rows)),
+        ("First contact: each backend against float64", gpu_tables.contact(rows)),
         ("The inverse transform", gpu_tables.inverse_transform(rows)),
         ("Launches", gpu_tables.launches(rows)),
-        ("Fused against eager", tables.fused_table(rows, compared(rows))),
+        ("Fused against eager", tables.fused_table(rows)),
+        ("Awkward sizes against eager", tables.cliffs_table(rows)),
+        ("Activations, types, threads and the call around the kernel", tables.relative_table(rows)),
         ("Growth with the number of tokens", tables.growth_table(rows)),
-        (
-            "Time of a call, µs",
-            tables.mixers_table(rows, (*compared(rows), *SWEEPS), lambda row: row.p50_us, tables.microseconds),
-        ),
+        ("Time of a call, µs", tables.mixers_table(rows, suites, lambda row: row.p50_us, tables.microseconds)),
         (
             "Peak extra memory of a call, MiB",
-            tables.mixers_table(
-                rows, (*compared(rows), *SWEEPS), lambda row: row.peak_bytes / 2**20, lambda mib: f"{mib:.1f}"
-            ),
+            tables.mixers_table(rows, suites, lambda row: row.peak_bytes / 2**20, lambda mib: f"{mib:.1f}"),
         ),
         ("Wrong, and therefore not timed", "\n".join(f"- {line}" for line in tables.failures(rows.all))),
         ("Not measured", "\n".join(f"- {line}" for line in tables.skips(rows.all))),
     )
+    parts = [
+        "# NOT A GPU RUN" if rehearsal else "# How fast the mixer is",
+        STAND_IN if rehearsal else "",
+        note(rows.all),
+        "\n".join(f"- {line}" for line in tables.headlines(rows)),
+    ]
     for title, body in sections:
         if body:
             parts += [f"## {title}", body]
@@ -106,9 +100,11 @@ def text(rows: Rows, pictures: Sequence[str]) -> str:
 def note(rows: Sequence[Result]) -> str:
     """Where, with what and on what the rows were measured."""
     runs = dict.fromkeys((r.device, r.torch, r.triton, r.package, r.commit) for r in rows if r.device)
-    inputs = sorted({row.input for row in rows if row.suite not in ("machine", "step")} - {""})
-    said = (
+    timed = [row for row in rows if row.suite not in UNTIMED]
+    said = [
         f"{device}; torch {torch}, triton {triton}, affnet_kernels {package} at {commit}"
         for device, torch, triton, package, commit in runs
-    )
-    return "; ".join(said) + f"; input: {' and '.join(inputs)}"
+    ]
+    said += [f"input: {' and '.join(found)}"] if (found := sorted({row.input for row in timed} - {""})) else []
+    said += ["SiLU where no activation is named"] if any(row.activation == "silu" for row in timed) else []
+    return "; ".join(said)

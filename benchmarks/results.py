@@ -9,12 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-STATUSES = ("OK", "FAIL", "SKIP")
-
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One row. The order of the fields is the CSV header; files of years must stay readable, so only ever append."""
+    """One row. The order of the fields is the CSV header. Old files must stay readable, so fields are only appended."""
 
     device: str  # as its maker calls it
     device_type: str  # "cpu", "cuda", or "stand-in": a CPU that plays the part of a GPU in a rehearsal
@@ -42,7 +40,7 @@ class Result:
     call_p20_us: float  # of one call from Python until its result is there, launches included
     call_p50_us: float
     call_p80_us: float
-    baseline: str  # what the ratios compare with
+    baseline: str  # what the ratios compare with: a provider, or the field of the case that differed
     ratio_p20: float  # of (baseline's time) / (its time), pair by pair where the protocol is paired
     ratio_p50: float
     ratio_p80: float
@@ -52,13 +50,29 @@ class Result:
     launches: int
     error: float  # relative L2 against float64: of y - x for float32 and up, else of y; the worst gradient if larger
     clocks: str  # SM MHz before > after
-    status: str  # one of STATUSES
-    reason: str
+    status: str  # "OK", "FAIL" or "SKIP"
+    reason: str  # of a status that is not OK; of an automatic choice, what was chosen
+    activation: str
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Result))
 _TYPES = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] for field in dataclasses.fields(Result)}
-KEY = ("suite", "case", "batch", "channels", "height", "width", "dtype", "direction", "threads", "provider")
+KEY = (
+    "suite",
+    "case",
+    "batch",
+    "channels",
+    "height",
+    "width",
+    "dtype",
+    "direction",
+    "threads",
+    "provider",
+    "activation",
+)
+# Suites whose rows are no timings of a provider: they have tables of their own.
+UNTIMED = ("machine", "step", "warm", "contact", "launches", "inverse-transform", "sanitizer")
+_FIRST_FIELDS = FIELDS[:-1]  # of the first files, in which every mixer used ReLU
 
 
 def key(row: Result) -> tuple[object, ...]:
@@ -78,11 +92,18 @@ class Writer:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = not path.exists() or path.stat().st_size == 0
+        old = path.read_text() if path.exists() else ""
+        if old and (not old.startswith(",".join(FIELDS)) or not old.endswith("\n")):
+            rows = read([path])  # of an older header, or with a last line that was cut off: write the file anew
+            path.unlink()
+            with Writer(path) as writer:
+                for row in rows:
+                    writer.write(row)
         self._file: TextIO = path.open("a", newline="")
         self._writer = csv.writer(self._file)
-        if new:
+        if not old:
             self._writer.writerow(FIELDS)
+            self._file.flush()
 
     def write(self, row: Result) -> None:
         values = dataclasses.astuple(row)
@@ -111,13 +132,14 @@ def read(paths: Iterable[Path]) -> list[Result]:
         lines = list(csv.reader(whole.splitlines()))
         if not lines:
             continue
-        if tuple(lines[0]) != FIELDS:
-            raise ValueError(f"read: expected the columns {', '.join(FIELDS)} in {path}, got {', '.join(lines[0])}")
+        names = tuple(lines[0])
+        if names not in (FIELDS, _FIRST_FIELDS):
+            raise ValueError(f"read: expected the columns {', '.join(FIELDS)} in {path}, got {', '.join(names)}")
         for number, values in enumerate(lines[1:], 2):
-            if len(values) != len(FIELDS):
-                raise ValueError(f"read: expected {len(FIELDS)} values in line {number} of {path}, got {len(values)}")
-            typed = {name: _TYPES[name](value) for name, value in zip(FIELDS, values, strict=True)}
-            rows.append(Result(**typed))
+            if len(values) != len(names):
+                raise ValueError(f"read: expected {len(names)} values in line {number} of {path}, got {len(values)}")
+            row = {"activation": "relu"} | dict(zip(names, values, strict=True))
+            rows.append(Result(**{name: _TYPES[name](value) for name, value in row.items()}))
     return rows
 
 

@@ -4,78 +4,52 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
-from benchmarks.cases import Case
+from benchmarks.cases import SUITES, Case
 from benchmarks.measure import Meter
-from benchmarks.providers import COMPILED, FUSED, OTHERS, PROVIDERS
+from benchmarks.providers import PROVIDERS
 from benchmarks.results import Result, Writer
-
-# Who takes part where nobody says. A copy has no backward pass worth timing.
-BY_SUITE: dict[str, tuple[str, ...]] = {
-    "headline": ("eager", *FUSED, "clone"),
-    "early": ("eager", *FUSED, "clone"),
-    "single": ("eager", *FUSED),
-    "threads": ("eager", *FUSED),
-    "sweep": ("eager", *FUSED, "clone", *OTHERS),
-    "mixers": ("eager", *FUSED, "clone", *OTHERS),
-    "compiled": ("eager", *FUSED, *COMPILED),
-    "shipped": ("eager", *FUSED, "eager-graph", "clone"),
-    "large": ("eager", *FUSED, "eager-graph", "clone"),
-    "against": ("eager", *FUSED, "clone", *OTHERS),
-    "sweep-cuda": ("eager", *FUSED, "clone", *OTHERS),
-    "compiled-cuda": ("eager", *FUSED, *COMPILED),
-}
-
-
-def providers_for(case: Case) -> tuple[str, ...]:
-    """The providers of a case, the baseline first."""
-    names = BY_SUITE.get(case.suite, ("eager", *FUSED, "clone", *OTHERS))
-    return tuple(name for name in names if name != "clone" or case.direction == "forward")
 
 
 def run(
     cases: Iterable[Case],
     out: Path,
     meter: Meter,
-    providers: Iterable[str] | None = None,
+    providers: Iterable[str] | None = None,  # instead of the suites'
     deadline: float = float("inf"),  # by time.monotonic
 ) -> list[Result]:
     """Measure, with a progress bar; every row is in the file before the next is measured."""
     cases = list(cases)
-    here = _usable(meter)
     rows: list[Result] = []
     with Writer(out) as writer:
-        _write(writer, rows, peak_rate(meter))
+
+        def write(row: Result) -> None:
+            writer.write(row)
+            rows.append(row)
+            if row.status == "FAIL":
+                print(
+                    f"\nFAIL: {row.provider} on {row.case} {row.dtype} {row.direction}: {row.reason}", file=sys.stderr
+                )
+
+        write(peak_rate(meter))
         progress = Progress(len(cases))
         for case in cases:
-            wanted = tuple(name for name in providers or providers_for(case) if name in here)
+            names = tuple(providers or SUITES[case.suite].providers_for(case))
+            wanted = tuple(name for name in names if meter.device in PROVIDERS[name].devices)
             progress.step(f"{case.suite} {case.name} {case.direction} {case.dtype}")
             if time.monotonic() > deadline:
                 reason = "the time of this run is spent"
                 for name in wanted:
-                    _write(writer, rows, meter.row(case, provider=name, status="SKIP", reason=reason))
+                    write(meter.row(case, provider=name, status="SKIP", reason=reason))
                 continue
             for row in meter.run(case, wanted):
-                _write(writer, rows, row)
+                write(row)
         progress.close()
     return rows
-
-
-def _usable(meter: Meter) -> set[str]:
-    """Providers that belong to this kind of device; the rest would be rows that say nothing."""
-    other = {"cuda": {"cpu"}, "cpu": {"triton", "cuda", "eager-graph", "compile-autotune"}}
-    return set(PROVIDERS) - other[meter.device]
-
-
-def _write(writer: Writer, rows: list[Result], row: Result) -> None:
-    writer.write(row)
-    rows.append(row)
-    if row.status == "FAIL":
-        print(f"\nFAIL: {row.provider} on {row.case} {row.dtype} {row.direction}: {row.reason}", file=sys.stderr)
 
 
 def peak_rate(meter: Meter) -> Result:
@@ -84,7 +58,7 @@ def peak_rate(meter: Meter) -> Result:
     a, b = (torch.randn(size, size, device=meter.device) for _ in range(2))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    seconds = min(_timed(lambda: a @ b) for _ in range(40))
+    seconds = meter.fastest(lambda: a @ b, 40)
     torch.set_num_threads(before)
     case = Case("machine", 1, size, size, size)
     return meter.row(
@@ -97,16 +71,6 @@ def peak_rate(meter: Meter) -> Result:
         gflop_per_s=2 * size**3 / seconds / 1e9,
         status="OK",
     )
-
-
-def _timed(call: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 class Progress:

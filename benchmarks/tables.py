@@ -5,36 +5,55 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from statistics import geometric_mean
 
+from benchmarks.cases import COMPILED, FUSED, PASSES
 from benchmarks.growth import UPPER_PART, exponents
-from benchmarks.results import Result
+from benchmarks.results import UNTIMED, Result
 
-FUSED = ("cpu", "triton", "cuda")
 NAMES = {
     "cpu": "fused (cpu)",
     "triton": "fused (triton)",
     "cuda": "fused (cuda)",
+    "auto": "fused (automatic)",
+    "kernel": "kernel alone",
     "eager": "eager reference",
     "eager-graph": "eager, CUDA graph",
     "compile": "torch.compile",
     "compile-autotune": "torch.compile, max-autotune",
+    "compile-complex": "torch.compile, complex wrapper",
     "attention": "self-attention",
+    "attention-flash": "self-attention, flash",
     "depthwise": "depthwise convolution",
     "token-mlp": "token-mixing MLP",
+    "fft-conv": "nvSubquadratic FFT convolution",
+    "clone": "clone",
 }
+RELATIVE = ("activations", "dtypes", "overhead", "threads", "activations-cuda", "dtypes-cuda")
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns; the first is text, the others numbers."""
+def markdown(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    words: int = 1,  # how many columns, the first ones, hold words and not numbers
+) -> str:
+    """A Markdown table with aligned columns; empty without rows."""
     lines = [list(header), *(list(row) for row in rows)]
+    if len(lines) == 1:
+        return ""
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
-        rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
-        return f"| {' | '.join((cells[0].ljust(widths[0]), *rest))} |"
+        padded = (
+            cell.ljust(width) if column < words else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return f"| {' | '.join(padded)} |"
 
-    rule = f"|{'-' * (widths[0] + 2)}|{''.join('-' * (width + 1) + ':|' for width in widths[1:])}"
-    return "\n".join([line(lines[0]), rule, *(line(cells) for cells in lines[1:])])
+    rule = "".join(
+        f"{'-' * (width + 2)}|" if column < words else f"{'-' * (width + 1)}:|" for column, width in enumerate(widths)
+    )
+    return "\n".join([line(lines[0]), f"|{rule}", *(line(cells) for cells in lines[1:])])
 
 
 def microseconds(value: float) -> str:
@@ -47,9 +66,10 @@ def times(value: float) -> str:
     return f"{value:.2f}x" if math.isfinite(value) else "-"
 
 
-def geometric_mean(values: Iterable[float]) -> float:
-    logs = [math.log(value) for value in values]
-    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+def label(row: Result, *more: str) -> str:
+    """What was measured, in words; the activation is named where it is not the headline's SiLU."""
+    activation = (row.activation,) if row.activation not in ("silu", "") else ()
+    return ", ".join((row.case, f"B={row.batch}", row.dtype, *activation, row.direction, *more))
 
 
 class Rows:
@@ -61,7 +81,7 @@ class Rows:
 
     @staticmethod
     def _key(row: Result, provider: str) -> tuple[object, ...]:
-        return row.suite, row.case, row.batch, row.dtype, row.direction, row.threads, provider
+        return row.suite, row.case, row.batch, row.dtype, row.activation, row.direction, row.threads, provider
 
     def beside(self, row: Result, provider: str, direction: str | None = None) -> Result | None:
         """Another provider's good row for the same case, or for its other pass."""
@@ -80,14 +100,21 @@ class Rows:
             and all(getattr(row, name) == value for name, value in want.items())
         ]
 
+    def timed_suites(self) -> list[str]:
+        return [suite for suite in dict.fromkeys(row.suite for row in self.all) if suite not in UNTIMED]
 
-def fused_table(rows: Rows, suites: Sequence[str]) -> str:
-    """Fused against eager: a line for each case, pass and backend, from the first of the suites that has it."""
 
-    def cells(row: Result) -> list[str]:
-        eager = rows.beside(row, "eager")
-        clone = rows.beside(row, "clone", "forward")
-        name = f"{row.case}, B={row.batch}, {row.dtype}, {row.direction}, {row.provider}"
+def fused_table(rows: Rows) -> str:
+    """Fused against eager: a line for each case, pass and backend, from the first suite that has it."""
+    found: dict[str, Result] = {}
+    for suite in rows.timed_suites():
+        if suite != "cliffs" and not suite.startswith("sweep"):
+            for row in rows.good(suite, FUSED):
+                if rows.beside(row, "eager"):
+                    found.setdefault(label(row, row.provider), row)
+
+    def cells(name: str, row: Result) -> list[str]:
+        eager, clone = rows.beside(row, "eager"), rows.beside(row, "clone", "forward")
         return [
             name,
             microseconds(eager.p50_us) if eager else "-",
@@ -101,38 +128,65 @@ def fused_table(rows: Rows, suites: Sequence[str]) -> str:
         ]
 
     header = ["case", "eager µs", "fused µs", "p20-p80", "speed-up", "p20-p80", "of clone", "memory", "error"]
-    found: dict[tuple[object, ...], Result] = {}
-    for suite in suites:
-        for row in rows.good(suite, FUSED):
-            found.setdefault((row.case, row.batch, row.dtype, row.direction, row.provider), row)
-    return markdown(header, map(cells, found.values())) if found else ""
+    return markdown(header, (cells(name, row) for name, row in found.items()))
 
 
 def mixers_table(
-    rows: Rows, suites: Sequence[str], value: Callable[[Result], float], text: Callable[[float], str]
+    rows: Rows,
+    suites: Sequence[str],
+    value: Callable[[Result], float],
+    text: Callable[[float], str],
 ) -> str:
     """One number for each provider (across) and case (down)."""
     found = [row for suite in suites for row in rows.good(suite)]
-    cases = list(dict.fromkeys((row.suite, row.case, row.batch, row.dtype, row.direction) for row in found))
-    names = [name for name in (*NAMES, "clone") if any(row.provider == name for row in found)]
-    table: dict[tuple[object, ...], dict[str, str]] = {case: {} for case in cases}
+    names = [name for name in NAMES if any(row.provider == name for row in found)]
+    table: dict[str, dict[str, str]] = {}
     for row in found:
-        table[row.suite, row.case, row.batch, row.dtype, row.direction][row.provider] = text(value(row))
+        table.setdefault(label(row), {})[row.provider] = text(value(row))
+    lines = ([case, *(numbers.get(name, "-") for name in names)] for case, numbers in table.items())
+    return markdown(["case", *(NAMES[name] for name in names)], lines)
+
+
+def relative_table(rows: Rows) -> str:
+    """Each backend against itself with one thing changed: ReLU, float32, one thread, or no public call around it."""
+    found = [row for suite in RELATIVE for row in rows.good(suite, FUSED) if row.baseline not in ("eager", "")]
     lines = (
         [
-            f"{case}, B={batch}, {dtype}, {direction}",
-            *(table[suite, case, batch, dtype, direction].get(n, "-") for n in names),
+            label(row, NAMES[row.provider], *([f"{row.threads} threads"] if row.threads > 1 else [])),
+            row.baseline,
+            microseconds(row.p50_us),
+            f"{1 / row.ratio_p50:.2f}",
+            f"{1 / row.ratio_p80:.2f}-{1 / row.ratio_p20:.2f}",
+            microseconds(row.p50_us * (1 - row.ratio_p50)) if row.baseline == "kernel" else "-",
         ]
-        for suite, case, batch, dtype, direction in cases
+        for row in found
+        if math.isfinite(row.ratio_p50)
     )
-    return markdown(["case", *(NAMES.get(name, name) for name in names)], lines) if found else ""
+    return markdown(["case", "baseline", "µs", "time / baseline's", "p20-p80", "overhead, µs"], lines)
+
+
+def cliffs_table(rows: Rows) -> str:
+    """Times as fast as eager, of the automatic choice and of backend "cpu"; what is slower is marked."""
+
+    def cells(row: Result) -> list[str]:
+        cpu = rows.beside(row, "cpu")
+        ratios = [("automatic", row.ratio_p50), ("cpu", cpu.ratio_p50 if cpu else math.nan)]
+        slower = [name for name, ratio in ratios if ratio < 1]
+        eager = rows.beside(row, "eager")
+        return [
+            label(row),
+            microseconds(eager.p50_us) if eager else "-",
+            row.reason.removeprefix("runs "),
+            *(times(ratio) for _, ratio in ratios),
+            f"SLOWER: {', '.join(slower)}" if slower else "",
+        ]
+
+    header = ["case", "eager µs", "automatic choice", "automatic", 'backend="cpu"', "slower than eager"]
+    return markdown(header, map(cells, rows.good("cliffs", ("auto",))))
 
 
 def growth_table(rows: Rows) -> str:
     """The fitted exponents."""
-    fits = exponents(rows.all)
-    if not fits:
-        return ""
     lines = (
         [
             f"{NAMES.get(fit.provider, fit.provider)}, {fit.dtype}, {fit.direction}",
@@ -140,47 +194,100 @@ def growth_table(rows: Rows) -> str:
             f"{fit.smallest:,}-{fit.largest:,}",
             str(fit.points),
         ]
-        for fit in sorted(fits, key=lambda fit: (fit.direction, fit.dtype, fit.exponent))
+        for fit in sorted(exponents(rows.all), key=lambda fit: (fit.direction, fit.dtype, fit.exponent))
     )
     return markdown(["mixer", "time grows as", "tokens N of the fit", "points"], lines)
 
 
 def headlines(rows: Rows) -> list[str]:
     """Sentences with the figures that matter most."""
-    said = []
-    directions = ("forward", "forward+backward")
-    for direction in directions:
-        for provider in FUSED:
-            if ratios := [row.ratio_p50 for row in rows.good("headline", (provider,), direction=direction)]:
-                mean, low, high = geometric_mean(ratios), min(ratios), max(ratios)
-                said.append(
-                    f"{NAMES[provider]}, {direction}: {mean:.2f}x eager, geometric mean over {len(ratios)} cases "
-                    f"(lowest {low:.2f}x, highest {high:.2f}x)."
-                )
-    for direction in directions:
-        pairs = [(row, rows.beside(row, "compile")) for row in rows.good("compiled", FUSED, direction=direction)]
-        ratios = [compiled.p50_us / row.p50_us for row, compiled in pairs if compiled]
-        if ratios:
-            said.append(
-                f"Against torch.compile, {direction}: {geometric_mean(ratios):.2f}x, geometric mean over "
-                f"{len(ratios)} cases."
-            )
-    said += [
-        f"Batch 1, {row.case}, {row.direction}: {row.ratio_p50:.2f}x eager ({row.p50_us:.0f} µs)."
-        for row in rows.good("single", FUSED)
-    ]
-    said += [
-        f"Two threads, B={row.batch}, {row.case}, {row.direction}: {row.ratio_p50:.2f}x one thread."
-        for row in rows.good("threads", FUSED, threads=2)
-    ]
-    said += _memory(rows) + _arithmetic(rows)
-    tried = [row for row in rows.all if row.provider in FUSED]
+    tried = [row for row in rows.all if row.provider in FUSED and row.suite not in UNTIMED]
     if tried and not any(row.status == "OK" for row in tried):
-        said.append(f"No fused backend ran: {tried[0].reason}.")
+        return [f"No fused backend ran: {tried[0].reason}."]
+    parts = (speedups, against_plain, _single, _overheads, _relative, two_threads, cliffs, memory, growth, _arithmetic)
+    return [sentence for part in parts for sentence in part(rows)]
+
+
+def speedups(rows: Rows) -> list[str]:
+    said = []
+    for suite, what in (("headline", ""), ("relu", " with ReLU"), ("shipped", "")):
+        for direction in PASSES:
+            for provider in FUSED:
+                found = rows.good(suite, (provider,), direction=direction)
+                if ratios := [row.ratio_p50 for row in found if math.isfinite(row.ratio_p50)]:
+                    said.append(
+                        f"{NAMES[provider]}{what}, {direction}: {geometric_mean(ratios):.2f}x eager, geometric mean "
+                        f"over {len(ratios)} cases (lowest {min(ratios):.2f}x, highest {max(ratios):.2f}x)."
+                    )
     return said
 
 
-def _memory(rows: Rows) -> list[str]:
+def against_plain(rows: Rows) -> list[str]:
+    """The fastest that PyTorch makes of the formula, case by case."""
+    said = []
+    for suite in ("compiled", "compiled-cuda", "autotuned-cuda"):
+        for direction in PASSES:
+            ratios, names = [], set()
+            for row in rows.good(suite, FUSED, direction=direction):
+                others = [other for name in ("eager", *COMPILED, "eager-graph") if (other := rows.beside(row, name))]
+                names |= {NAMES[other.provider] for other in others}
+                ratios += [min(other.p50_us for other in others) / row.p50_us] if others else []
+            if ratios:
+                said.append(
+                    f"Against the best of {', '.join(sorted(names))}, {direction}: {geometric_mean(ratios):.2f}x, "
+                    f"geometric mean over {len(ratios)} cases."
+                )
+    return said
+
+
+def _single(rows: Rows) -> list[str]:
+    said = []
+    for row in rows.good("single", FUSED):
+        others = [(NAMES[name], other) for name in ("attention", "token-mlp") if (other := rows.beside(row, name))]
+        beside = "".join(f", {other.p50_us / row.p50_us:.2f}x {name}" for name, other in others)
+        said.append(f"Batch 1, {row.case}, {row.direction}: {row.ratio_p50:.2f}x eager{beside} ({row.p50_us:.0f} µs).")
+    return said
+
+
+def _overheads(rows: Rows) -> list[str]:
+    return [
+        f"Call overhead above the kernel, batch 1, {row.case}, {row.direction}: "
+        f"{row.p50_us * (1 - row.ratio_p50):.0f} µs of {row.p50_us:.0f} µs."
+        for row in rows.good("overhead", FUSED)
+    ]
+
+
+def _relative(rows: Rows) -> list[str]:
+    said = []
+    for suite, field in (("activations", "activation"), ("dtypes", "dtype")):
+        found = [row for row in rows.good(suite, FUSED) if "=" in row.baseline]
+        for value, direction in dict.fromkeys((getattr(row, field), row.direction) for row in found):
+            same = [row for row in found if (getattr(row, field), row.direction) == (value, direction)]
+            ratios = [1 / row.ratio_p50 for row in same]
+            said.append(
+                f"{value}, {direction}: {geometric_mean(ratios):.2f} times the time of "
+                f"{same[0].baseline.split('=')[1]} (highest {max(ratios):.2f})."
+            )
+    return said
+
+
+def two_threads(rows: Rows) -> list[str]:
+    return [
+        f"Two threads, B={row.batch}, {row.case}, {row.direction}: {row.ratio_p50:.2f}x one thread."
+        for row in rows.good("threads", FUSED, threads=2)
+    ]
+
+
+def cliffs(rows: Rows) -> list[str]:
+    found = rows.good("cliffs", ("auto",))
+    slower = [f"{row.case} {row.direction} ({row.ratio_p50:.2f}x)" for row in found if row.ratio_p50 < 1]
+    if not found:
+        return []
+    named = f": {', '.join(slower)}" if slower else ""
+    return [f"Awkward sizes: automatic choice is slower than eager on {len(slower)} of {len(found)}{named}."]
+
+
+def memory(rows: Rows) -> list[str]:
     pairs = [(row, rows.beside(row, "eager")) for row in rows.good("threads", FUSED, threads=1)]
     return [
         f"Peak extra memory, B={row.batch}, {row.case}, {row.direction}: {row.peak_bytes / 2**20:.1f} MiB, "
@@ -190,23 +297,28 @@ def _memory(rows: Rows) -> list[str]:
     ]
 
 
+def growth(rows: Rows) -> list[str]:
+    fits = [fit for fit in exponents(rows.all) if fit.direction == "forward" and fit.provider != "clone"]
+    if not fits:
+        return []
+    powers = ", ".join(f"{NAMES[fit.provider]} N^{fit.exponent:.2f}" for fit in sorted(fits, key=lambda f: f.exponent))
+    return [f"Growth of the forward time with N tokens, from N = {UPPER_PART:,}: {powers}."]
+
+
 def _arithmetic(rows: Rows) -> list[str]:
     peaks = [row.gflop_per_s for row in rows.good("machine", ("matmul",))]
     rates = [row.gflop_per_s for row in rows.good("headline", ("cpu",), direction="forward")]
     if not (peaks and rates):
         return []
+    mean = geometric_mean(rates)
     return [
-        f"Useful operations: {geometric_mean(rates):.0f} GFLOP/s of the {max(peaks):.0f} GFLOP/s of a matrix product "
-        f"({geometric_mean(rates) / max(peaks):.0%}; {min(rates) / max(peaks):.0%} to {max(rates) / max(peaks):.0%})."
+        f"Useful operations: {mean:.0f} GFLOP/s of the {max(peaks):.0f} GFLOP/s of a matrix product "
+        f"({mean / max(peaks):.0%}; {min(rates) / max(peaks):.0%} to {max(rates) / max(peaks):.0%})."
     ]
 
 
 def failures(rows: Iterable[Result]) -> list[str]:
-    return [
-        f"FAIL: {row.provider} on {row.suite} {row.case}, B={row.batch}, {row.dtype}, {row.direction}: {row.reason}"
-        for row in rows
-        if row.status == "FAIL"
-    ]
+    return [f"FAIL: {row.suite} {label(row, row.provider)}: {row.reason}" for row in rows if row.status == "FAIL"]
 
 
 def skips(rows: Iterable[Result]) -> list[str]:
@@ -215,7 +327,7 @@ def skips(rows: Iterable[Result]) -> list[str]:
     for row in rows:
         if row.status == "SKIP":
             reasons[row.provider, row.reason] = reasons.get((row.provider, row.reason), 0) + 1
-    return [f"{provider}, {count} cases: {reason}" for (provider, reason), count in reasons.items()]
+    return [f"{provider or 'step'}, {count} times: {reason}" for (provider, reason), count in reasons.items()]
 
 
 SWEEP_NOTE = (

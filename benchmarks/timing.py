@@ -1,20 +1,21 @@
-"""How a time is taken; the same protocol for everybody, `clone` included.
+"""How a time is taken; the same protocol for every provider, `clone` included.
 
-On a CPU, `paired`: single calls, one of the provider and one of the baseline, alternating, after two of each (none, if
-they take longer than a quarter of a second). A hot loop over one provider flatters by 1.2x, for its data stay in the
-cache. Ratios are taken pair by pair. Pairs during which
-the operating system took the core away for another program are dropped; `paired, disturbed` says that too few were left
-to do so.
+On a CPU, `paired`: single calls, one of the provider and one of its baseline, alternating, after two of each to warm up
+(none, if they take longer than a quarter of a second). A hot loop over one provider would flatter it by 1.2x, because
+its data would stay in the cache. Ratios are taken pair by pair. Pairs during which the operating system gave the core
+to another program are dropped; `paired, disturbed` says that too few would have been left.
 
 On a CUDA device, `graph`: calls on different inputs are captured into one CUDA graph, the level-2 cache is evicted by
-reading a buffer of twice its size, and the graph's replay is timed by events: no input and no output is in the cache,
-and no launch gap is counted. `events` takes the place of `graph` where a provider cannot be captured. The
-launch-inclusive time is a host clock's around one call and a synchronisation.
+reading a buffer of twice its size, and events around the graph's replay time it: no input or output is in the cache.
+The device is kept busy by a spinning kernel until the whole graph has been enqueued, so that no launch gap is counted.
+`events` takes the place of `graph` where a provider cannot be captured. The time of a call, launches included, is a
+host clock's around one call and a synchronisation.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -28,6 +29,7 @@ except ImportError:  # not on Windows
 
 SLOW = 0.25  # seconds
 ENOUGH = 5  # undisturbed pairs
+CLOCK = 2.2e9  # cycles per second, at least any device's
 Run = Callable[[], object]
 
 
@@ -44,15 +46,15 @@ def quantiles(samples: Sequence[float]) -> Quantiles:
     """The 20th, 50th and 80th percentile, interpolated."""
     if not samples:
         return NONE
-    ordered = sorted(samples)
+    if len(samples) == 1:
+        return Quantiles(*(3 * (samples[0],)))
+    p20, _, _, p80 = statistics.quantiles(samples, n=5, method="inclusive")
+    return Quantiles(p20, statistics.median(samples), p80)
 
-    def at(fraction: float) -> float:
-        place = fraction * (len(ordered) - 1)
-        low = math.floor(place)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
-    return Quantiles(at(0.2), at(0.5), at(0.8))
+def ratio(a: Quantiles, b: Quantiles) -> Quantiles:
+    """a over b where the samples are no pairs: the widest that the two spreads allow."""
+    return Quantiles(a.p20 / b.p80, a.p50 / b.p50, a.p80 / b.p20)
 
 
 class Paired(NamedTuple):
@@ -164,17 +166,34 @@ def _event_times(
     cold: ColdCache,
     seconds: float,
 ) -> list[float]:
+    spin = _spin_cycles(max(_host_seconds(run) for _ in range(2)))
     samples: list[float] = []
     end = time.perf_counter() + seconds
     while len(samples) < 7 or (time.perf_counter() < end and len(samples) < 200):
         cold.evict()
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(spin)
         start.record()
         run()
         stop.record()
         stop.synchronize()
         samples.append(1e3 * start.elapsed_time(stop) / calls)
     return samples[2:]
+
+
+def _host_seconds(run: Run) -> float:
+    """How long the host takes to enqueue the work: it grows with the number of a graph's nodes."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    elapsed = time.perf_counter() - start
+    torch.cuda.synchronize()
+    return elapsed
+
+
+def _spin_cycles(host_seconds: float) -> int:
+    """Clock cycles for which the device must spin so that the host is certainly ahead of it."""
+    return int(CLOCK * (2 * host_seconds + 20e-6))
 
 
 def call_times(

@@ -1,16 +1,25 @@
 // Operator schemas, and a module that calls them and reports how the extension was built. The implementations register
-// themselves: cpu/mixer.cpp for CPU, cuda/mixer.cu for CUDA.
-#include <ATen/core/dispatch/Dispatcher.h>
+// themselves: cpu/mixer.cpp for CPU, cuda/mixer.cu for CUDA, affnet_kernels/ops.py for the two public operators.
 #include <torch/extension.h>
 #include <torch/library.h>
 
 #include "activations.h"
 #include "cpu/capability.h"
+#include "cuda/limits.h"
+#include "eager.h"
 #ifdef AFFNET_WITH_CUDA
 #include "cuda/controls.h"
 #endif
 
 TORCH_LIBRARY_FRAGMENT(affnet_kernels, m) {
+  m.set_python_module("affnet_kernels.ops");
+  m.def(
+      "mixer_forward(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Scalar sparsity_threshold, str activation, "
+      "str? backend, Tensor? dynamic_threshold=None) -> Tensor");
+  m.def(
+      "mixer_backward(Tensor dy, Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Scalar sparsity_threshold, "
+      "str activation, str? backend, bool input_grad, bool parameter_grads, Tensor? dynamic_threshold=None) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "native_forward(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, "
       "float sparsity_threshold, str activation) -> Tensor");
@@ -45,31 +54,14 @@ std::vector<std::string> activations() {
 #undef AFFNET_NAME
 }
 
-using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
-template <typename Signature>
-c10::TypedOperatorHandle<Signature> find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+// The sizes that the CUDA kernels take, known without CUDA.
+pybind11::dict cuda_limits() {
+  pybind11::dict limits;
+  limits["channels"] = affnet::kMaxChannels;
+  limits["plane"] = affnet::kMaxPlane;
+  return limits;
 }
 
-// The operators as plain functions: torch.ops matches its arguments against the schema at every call, which for a small
-// map takes as long as the kernel when the caches are cold.
-at::Tensor native_forward(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& b1, const at::Tensor& w2,
-                          const at::Tensor& b2, double sparsity_threshold, const std::string& activation) {
-  static const auto op =
-      find<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                      double, c10::string_view)>("affnet_kernels::native_forward");
-  return op.call(x, w1, b1, w2, b2, sparsity_threshold, activation);
-}
-
-Gradients native_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w1, const at::Tensor& b1,
-                          const at::Tensor& w2, const at::Tensor& b2, double sparsity_threshold,
-                          const std::string& activation, bool input_grad, bool parameter_grads) {
-  static const auto op =
-      find<Gradients(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                     const at::Tensor&, double, c10::string_view, bool, bool)>("affnet_kernels::native_backward");
-  return op.call(dy, x, w1, b1, w2, b2, sparsity_threshold, activation, input_grad, parameter_grads);
-}
 #ifdef AFFNET_WITH_CUDA
 pybind11::dict plan_cache_info(int device) {
   const affnet::PlanCacheInfo found = affnet::plan_cache_info(device);
@@ -106,8 +98,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Compiled kernels of affnet_kernels; the operators are in torch.ops.affnet_kernels.";
   m.def("build_info", &build_info, "Versions and targets this extension was compiled for.");
   using ReleaseGil = pybind11::call_guard<pybind11::gil_scoped_release>;
-  m.def("native_forward", &native_forward, ReleaseGil(), "torch.ops.affnet_kernels.native_forward.");
-  m.def("native_backward", &native_backward, ReleaseGil(), "torch.ops.affnet_kernels.native_backward.");
+  m.def("mixer_eager", &affnet::mixer_eager, ReleaseGil(),
+        "The differentiable mixer of plain tensors; None where something must see the operator itself.");
+  m.def("native_forward", &affnet::native_forward, ReleaseGil(), "torch.ops.affnet_kernels.native_forward.");
+  m.def("native_backward", &affnet::native_backward, ReleaseGil(), "torch.ops.affnet_kernels.native_backward.");
+  m.def("cuda_limits", &cuda_limits,
+        "The most channels of a block and elements of a plane that the CUDA kernels take.");
   m.def("activations", &activations, "The names of the activations, in the order of their enumerators in C++.");
   m.def("cpu_capability", &affnet::cpu_capability, "The instruction set whose variant of the CPU kernel runs here.");
 #ifdef AFFNET_WITH_CUDA

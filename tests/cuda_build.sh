@@ -8,7 +8,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${1:-$root/.venv-cuda}
 torch='torch==2.12.1'
-all='8.0;8.9;9.0;10.0'
+all=$(< "$root/csrc/cuda/targets.txt")
 targets=${TORCH_CUDA_ARCH_LIST:-${CI:+9.0}}
 targets=${targets:-$all}
 start=$SECONDS
@@ -53,6 +53,17 @@ assert torch._C._dispatch_has_kernel_for_dispatch_key("affnet_kernels::native_ba
 reasons = available_backends()
 assert reasons["cpu"] == [] and reasons["cuda"] == ([] if torch.cuda.is_available() else ["no CUDA device is available"])
 PYTHON
+
+step 'running the launcher on a runtime without a device'
+packages=$("$venv/bin/python" -c 'import torch, pathlib; print(pathlib.Path(torch.__file__).parents[1])')
+toolkit=$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')
+mkdir -p build/host_runtime
+g++ -O1 -std=c++20 -shared -fPIC -fvisibility=hidden -Wno-unknown-pragmas -Wl,-soname,libcuda.so.1 -Icsrc -Itests/cuda_host \
+  -I"$toolkit/include" $(printf -- '-I%s ' "$packages"/nvidia/cu[0-9]*/include) -I"$packages/torch/include" \
+  tests/cuda_host/runtime.cpp -o build/host_runtime/libcuda.so.1
+on_host_runtime() { LD_PRELOAD=$PWD/build/host_runtime/libcuda.so.1 OMP_NUM_THREADS=1 "$venv/bin/python" "$@"; }
+on_host_runtime -m pytest -q -p no:cacheprovider tests/test_cuda_launcher.py
+on_host_runtime -m tests.test_cuda_launcher
 
 step 'running the tests that depend on PyTorch'
 OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -q -p no:cacheprovider --numprocesses 2 --dist worksteal --ignore=tests/test_cuda_emulated.py --ignore=tests/test_cuda_mma.py --ignore=tests/test_plan_cache.py \

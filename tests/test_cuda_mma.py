@@ -1,8 +1,9 @@
-"""The tensor-core kernels, run on the host by tests/cuda_host/emulator.h, against float64 and the same bounds."""
+"""The tensor-core kernels on the host emulator (tests/cuda_host/emulator.h) against float64, with the same bounds."""
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import shutil
 from pathlib import Path
 
@@ -12,10 +13,23 @@ import torch
 
 from affnet_kernels.activations import ACTIVATIONS
 from tests.helpers import SHAPES, Shape, make_case, stored_case, stored_case_names
-from tests.test_cuda_emulated import CLEAN, ROOT, Options, assert_right, build, emulate, is_right, mutated, pointer
+from tests.test_cuda_emulated import (
+    CLEAN,
+    ROOT,
+    WORKSPACE,
+    CallFacts,
+    Options,
+    assert_right,
+    build,
+    emulate,
+    is_right,
+    launch_plan,
+    mutated,
+    pointer,
+)
 
 QUADS = (2, 3, 4, 5, 6, 8, 10)
-SMALL = Shape(2, 18, 5, 9, 2)  # an odd number of quads, the last one of one channel; several tiles of a CTA
+SMALL = Shape(2, 18, 5, 9, 2)  # three quads, the last of one channel; several tiles per CTA
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -24,7 +38,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     target = tmp_path_factory.mktemp("emulated") / "mma.so"
     library = build(ROOT / "csrc", target, "-O1", "emulated_mma.cpp")
-    library.runs_of_block.restype = ctypes.c_int64
+    library.mma_ctas_per_block.restype = ctypes.c_int64
     library.quotient.restype = ctypes.c_uint32
     return library
 
@@ -51,16 +65,16 @@ def test_activation(kernels: ctypes.CDLL, name: str, activation: str) -> None:
 @pytest.mark.parametrize("quads", QUADS)
 @pytest.mark.parametrize("name", ["odd both", "two by two: DC and Nyquist only", "one channel a block", "a column"])
 def test_every_instance(kernels: ctypes.CDLL, name: str, quads: int) -> None:
-    """With most of its quads empty, too."""
+    """Even with most of its quads empty."""
     case = make_case(SHAPES[name])
-    assert_right(emulate(kernels, case, Options(tile=quads)), case)
+    assert_right(emulate(kernels, case, Options(quads=quads)), case)
 
 
-@pytest.mark.parametrize("units", [1, 3, 5])
-@pytest.mark.parametrize("runs", [1, 7])
-def test_chunks_and_runs(kernels: ctypes.CDLL, units: int, runs: int) -> None:
+@pytest.mark.parametrize("chunk", [1, 3, 5])
+@pytest.mark.parametrize("ctas", [1, 7])
+def test_chunks_and_partial_sums(kernels: ctypes.CDLL, chunk: int, ctas: int) -> None:
     for case in (make_case(SHAPES["odd height"]), make_case(SMALL)):
-        assert_right(emulate(kernels, case, Options(units_at_once=units, runs=runs)), case)
+        assert_right(emulate(kernels, case, Options(chunk=chunk, ctas_per_block=ctas)), case)
 
 
 def test_groups_of_gradients(kernels: ctypes.CDLL) -> None:
@@ -76,14 +90,14 @@ def test_groups_of_gradients(kernels: ctypes.CDLL) -> None:
 
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001])
 def test_any_nan_stays_one(kernels: ctypes.CDLL, bits: int) -> None:
-    """Whatever its bits are when a number is split in two; and it stays in its block."""
+    """A NaN of any bit pattern survives the split into two TF32 numbers, and stays in its block."""
     case = make_case(Shape(1, 12, 4, 6, 2))
     w1 = case.tensors[1].clone()
     w1[0, 0, 0, 0] = torch.tensor(bits).to(torch.int32).view(torch.float32)
     answer = emulate(kernels, case._replace(tensors=(case.tensors[0], w1, *case.tensors[2:])))
     assert np.isnan(answer.y[:, :6]).all()
     assert np.isfinite(answer.y[:, 6:]).all()
-    dx, _, _, dw2, _ = answer.gradients  # the others hold it by a gate alone, which lets a NaN through
+    dx, _, _, dw2, _ = answer.gradients  # in the others a NaN affects only a gate, which passes gradients on
     assert np.isnan(dx[:, :6]).all()
     assert np.isnan(dw2[:, 0, 0]).all()
     for gradient in answer.gradients[1:]:
@@ -91,7 +105,7 @@ def test_any_nan_stays_one(kernels: ctypes.CDLL, bits: int) -> None:
 
 
 def test_layout_of_a_product(kernels: ctypes.CDLL) -> None:
-    """Fragments as the PTX manual has them, against a plain matrix product; operands are cut to TF32."""
+    """The fragment layout of the PTX manual, against a plain matrix product; operands are truncated to TF32."""
     generator = np.random.default_rng(0)
     a, b, c = (generator.integers(-1000, 1000, size).astype(np.float32) for size in ((16, 8), (8, 8), (16, 8)))
     expected = a @ b + c
@@ -107,28 +121,25 @@ def test_layout_of_a_product(kernels: ctypes.CDLL) -> None:
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_every_size_has_a_launch(kernels: ctypes.CDLL, backward: bool) -> None:
-    """Enough channels, and shared memory that every target has; or plain FMA."""
-    facts = (ctypes.c_int * 3)()
-    for D in range(1, 129):
-        for Dh in range(1, 129):
-            kernels.mma_facts(D, Dh, ctypes.c_bool(backward), facts)
-            quads, threads, shared_bytes = facts
-            assert (quads > 0) == (4 < max(D, Dh) <= (32 if backward else 40))
-            if quads > 0:
-                assert quads in QUADS
-                assert 4 * quads >= max(D, Dh)
-                assert threads <= 256
-                assert shared_bytes <= 99 * 1024
+    """From 5 to 40 channels (backward 32) enough quads, and shared memory that every target has; else plain FMA."""
+    for D, Dh in itertools.product(range(1, 129), range(1, 129)):
+        plan = launch_plan(kernels, CallFacts(2, 16, 16, 8, D, Dh, WORKSPACE, 4, False, backward, True, True))
+        assert (plan.quads > 0) == (4 < max(D, Dh) <= (32 if backward else 40))
+        if plan.quads > 0:
+            assert plan.quads in QUADS
+            assert 4 * plan.quads >= max(D, Dh)
+            assert plan.threads <= 256
+            assert plan.shared_bytes <= 99 * 1024
 
 
-def test_runs(kernels: ctypes.CDLL) -> None:
-    """Never more than asked for, and each has work, as much as the next but for the last ones."""
+def test_ctas_per_block(kernels: ctypes.CDLL) -> None:
+    """No more than asked for; all have the same number of tiles, except that the last ones may have fewer."""
     for tiles in (0, 1, 5, 66, 67, 1000, 12345, 2**40):
         for K in (1, 3, 8, 1000):
             for ctas in (1, 3, 8):
-                runs = kernels.runs_of_block(ctypes.c_int64(tiles), K, ctas)
-                assert 1 <= runs <= max(1, 132 * ctas // K)
-                assert runs == 1 or (runs - 1) * -(-tiles // runs) < tiles
+                found = kernels.mma_ctas_per_block(ctypes.c_int64(tiles), K, ctas)
+                assert 1 <= found <= max(1, 132 * ctas // K)
+                assert found == 1 or (found - 1) * -(-tiles // found) < tiles
 
 
 def test_division(kernels: ctypes.CDLL) -> None:
@@ -142,7 +153,7 @@ def test_division(kernels: ctypes.CDLL) -> None:
 
 @pytest.mark.parametrize("name", ["shipped, D=13", "shipped, D=24"])
 def test_bank_conflicts(kernels: ctypes.CDLL, name: str) -> None:
-    """None worth a count: weights are read by broadcast, and the operands of gradients with a stride made for it."""
+    """At most a tenth more wavefronts than without conflicts."""
     answer = emulate(kernels, make_case(SHAPES[name]), count_banks=True)
     for report in answer.reports[:2]:
         numbers = dict(word.split("=") for word in report.split(";")[0].split())
@@ -151,7 +162,7 @@ def test_bank_conflicts(kernels: ctypes.CDLL, name: str) -> None:
 
 MUTATIONS: dict[str, tuple[str, str, str]] = {  # what, text, replaced by
     "rows of a left operand": ("q.row[0].re, q.row[1].re,", "q.row[1].re, q.row[0].re,", "mma.cuh"),
-    "a product of three left out": ("  mma_tf32(step, a.lo, b.hi);\n", "", "mma.cuh"),
+    "a product of three left out": ("  mma_tf32(product, a.lo, b.hi);\n", "", "mma.cuh"),
     "sign of a weight's imaginary part": ("imaginary ? w.hi.re : -w.hi.im", "imaginary ? w.hi.re : w.hi.im", "mma.cuh"),
     "lanes of the adjoint": ("offset(j, q, lane.g / 2, lane.t)", "offset(j, q, lane.t, lane.g / 2)", "mma.cuh"),
     "no barrier after weights are staged": (
@@ -160,7 +171,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {  # what, text, replaced by
         "spectral_map_mma.cuh",
     ),
     "symmetry of the special columns": ("special ? -scale : scale", "scale", "spectral_map_mma.cuh"),
-    "the next unit of a block": ("int64_t{unit} * a.K)", "int64_t{unit})", "spectral_map_mma.cuh"),
+    "the next block-image of a block": ("int64_t{image} * a.K)", "int64_t{image})", "spectral_map_mma.cuh"),
     "no barrier between tiles": (
         "  if (parameter_grads) barrier();  // the operands",
         "  // the operands",
@@ -185,8 +196,10 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {  # what, text, replaced by
 
 @pytest.mark.parametrize("what", MUTATIONS)
 def test_a_mutation_is_caught(tmp_path: Path, what: str) -> None:
-    """Each bug, seeded into a copy of the kernels, is found by a report or by a wrong answer."""
+    """Each bug, put into a copy of the kernels, shows in the emulator's report or in a wrong answer."""
     source = mutated(tmp_path, *MUTATIONS[what])
-    library = build(source, tmp_path / "mma.so", "-O0", "emulated_mma.cpp", ("-DAFFNET_QUADS=3",))
+    library = build(
+        source, tmp_path / "mma.so", "-O0", "emulated_mma.cpp", ("-DAFFNET_MMA_QUADS=3", "-DAFFNET_FMA_TILES=8")
+    )
     case = make_case(SMALL)
-    assert not is_right(emulate(library, case, Options(runs=1)), case)
+    assert not is_right(emulate(library, case, Options(ctas_per_block=1)), case)

@@ -1,9 +1,8 @@
-"""When the backend "cuda" is chosen, and the reasons it gives: no GPU is needed to ask."""
+"""When the backend "cuda" is chosen, and the reasons it gives when it cannot run; needs no GPU."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,9 @@ from affnet_kernels.backends import BACKENDS, native, select, triton
 from affnet_kernels.backends.native import Native, missing_target
 from affnet_kernels.backends.preference import CUDA_PREFERENCES
 
-ROOT = Path(__file__).parents[1]
 GPU = torch.device("cuda")
+
+needs_extension = pytest.mark.skipif(native.EXTENSION is None, reason="the extension is not built")
 
 
 def spec(size: int, channels: int = 16, dtype: torch.dtype = torch.float32) -> MixerSpec:
@@ -23,10 +23,14 @@ def spec(size: int, channels: int = 16, dtype: torch.dtype = torch.float32) -> M
 
 
 class Built:
-    """An extension that was built for the targets of a release."""
+    """An extension that was built for CUDA, with the limits of the one at hand."""
 
     def build_info(self) -> dict[str, Any]:
         return {"cuda": "13.0", "cuda_targets": "8.0;8.9;9.0;10.0"}
+
+    def cuda_limits(self) -> dict[str, int]:
+        assert native.EXTENSION is not None
+        return native.EXTENSION.cuda_limits()
 
 
 @pytest.fixture
@@ -35,23 +39,33 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Native:
     return Native("cuda", Built(), "")  # type: ignore[arg-type]
 
 
+@needs_extension
 def test_sizes(cuda: Native) -> None:
-    for size, channels in ((1, 1), (7, 18), (97, 13), (4096, 128)):
+    for size, channels in ((1, 1), (7, 18), (97, 13), (4096, 256), (2**15, 1)):
         for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
             assert cuda.unsupported(spec(size, channels, dtype)) == []
-    assert cuda.unsupported(spec(8, 129)) == [
-        "expected up to 128 channels and hidden channels a block, got 129 and 129"
+    assert cuda.unsupported(spec(8, 257)) == [
+        "expected up to 256 channels and hidden channels per block, got 257 and 257"
     ]
-    assert cuda.unsupported(spec(2**15 + 1)) == ["expected up to 2**30 elements a plane, got 32769 x 32769"]
+    assert cuda.unsupported(spec(2**15 + 1)) == ["expected up to 1073741824 elements per plane, got 32769 x 32769"]
     assert cuda.unsupported(spec(8)._replace(device=torch.device("cpu"))) == [
         "expected a tensor on cuda, got one on cpu"
     ]
 
 
-def test_limits_are_those_of_the_kernels() -> None:
-    kernels = (ROOT / "csrc" / "cuda" / "spectral_map.cuh").read_text()
-    assert f"constexpr int kMaxChannels = {native.MAX_CUDA_CHANNELS};" in kernels
-    assert "n.H * n.W <= int64_t{1} << 30" in (ROOT / "csrc" / "cuda" / "mixer.cu").read_text()
+@needs_extension
+def test_the_limits_are_the_extensions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read from the extension, in a build without CUDA too."""
+    assert native.EXTENSION is not None
+    assert native.EXTENSION.cuda_limits() == {"channels": 256, "plane": 2**30}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(Built, "cuda_limits", lambda self: {"channels": 5, "plane": 60})
+    backend = Native("cuda", Built(), "")  # type: ignore[arg-type]
+    assert backend.unsupported(spec(8, 6)) == [
+        "expected up to 5 channels and hidden channels per block, got 6 and 6",
+        "expected up to 60 elements per plane, got 8 x 8",
+    ]
+    assert backend.unsupported(spec(7, 5)) == []
 
 
 @pytest.mark.parametrize(
@@ -90,7 +104,7 @@ def test_targets(targets: str, capability: tuple[int, int], runs: bool) -> None:
         (8, 65, torch.float32, "cuda"),
     ],
 )
-def test_the_preferred_one_is_chosen(
+def test_the_preferred_backend_is_chosen(
     monkeypatch: pytest.MonkeyPatch, size: int, channels: int, dtype: torch.dtype, chosen: str
 ) -> None:
     for backend in BACKENDS:
@@ -100,7 +114,7 @@ def test_the_preferred_one_is_chosen(
     assert select.__wrapped__(spec(size, channels, dtype), None).NAME == "cuda"
 
 
-def test_every_preference_has_its_grounds() -> None:
+def test_every_preference_states_its_basis() -> None:
     for row in CUDA_PREFERENCES:
         assert row.basis == "predicted" or row.basis.startswith("measured on ")
         assert len(row.why) > 20

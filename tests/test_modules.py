@@ -1,76 +1,18 @@
-"""AFFMixer, and its exchange for official-style mixers inside a model."""
+"""AFFMixer: parameters, the official interface, and tracing."""
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from affnet_kernels import AFFMixer, fused_aff_mixer, replace_mixers
+from affnet_kernels import AFFMixer, fused_aff_mixer
 from tests.helpers import PARAMETERS
-
-
-class OfficialStyleMixer(nn.Module):
-    """A mixer as people have it in their models: the published parameters and formula, another class."""
-
-    def __init__(self, channels: int, blocks: int = 8, act: type[nn.Module] = nn.ReLU, factor: int = 1) -> None:
-        super().__init__()
-        size = channels // blocks
-        hidden = size * factor
-        self.sparsity_threshold = 0.03
-        for name, shape in {
-            "w1": (2, blocks, size, hidden),
-            "b1": (2, blocks, hidden),
-            "w2": (2, blocks, hidden, size),
-            "b2": (2, blocks, size),
-        }.items():
-            self.register_parameter(name, nn.Parameter(0.3 * torch.randn(shape)))
-        self.act = act()
-        self.act2 = act()
-
-    def forward(self, x: Tensor) -> Tensor:
-        X = torch.fft.rfft2(x.float(), norm="ortho").unflatten(1, (self.w1.shape[1], -1))
-
-        def layer(a: Tensor, w: Tensor, b: Tensor) -> Tensor:
-            product = torch.einsum("bkihw,kio->bkohw", a, torch.complex(w[0].float(), w[1].float()))
-            return product + torch.complex(b[0].float(), b[1].float())[..., None, None]
-
-        O1 = layer(X, self.w1, self.b1)
-        O2 = layer(torch.complex(self.act(O1.real), self.act2(O1.imag)), self.w2, self.b2)
-        M = torch.complex(
-            F.softshrink(O2.real, self.sparsity_threshold), F.softshrink(O2.imag, self.sparsity_threshold)
-        )
-        return torch.fft.irfft2((M * X).flatten(1, 2), s=x.shape[-2:], norm="ortho").to(x.dtype) + x
-
-
-class AFNO(OfficialStyleMixer):
-    """The same parameters, another operator: AFNO has no product with the spectrum."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * 0.5
-
-
-class Stage(nn.Module):
-    def __init__(self, mixer: nn.Module) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(1, 16)
-        self.filter = mixer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.filter(self.norm(x)) + x
-
-
-def make_model(**options: Any) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1),
-        Stage(OfficialStyleMixer(16, **options)),
-        Stage(OfficialStyleMixer(16, 4, **options)),
-    )
+from tests.official_mixer import AFNO2D_channelfirst
 
 
 def test_parameters_and_initialisation() -> None:
@@ -84,11 +26,11 @@ def test_parameters_and_initialisation() -> None:
 
 
 def test_state_dict_is_the_official_one_both_ways() -> None:
-    official, ours = OfficialStyleMixer(16, 4), AFFMixer(16, 4, sparsity_threshold=0.03)
+    official, ours = AFNO2D_channelfirst(16, 4), AFFMixer(16, 4, sparsity_threshold=0.03)
     ours.load_state_dict(official.state_dict(), strict=True)
     x = torch.randn(2, 16, 8, 8)
     torch.testing.assert_close(ours(x), official(x))
-    other = OfficialStyleMixer(16, 4)
+    other = AFNO2D_channelfirst(16, 4)
     other.load_state_dict(ours.state_dict(), strict=True)
     torch.testing.assert_close(other(x), official(x))
     assert list(ours.state_dict()) == list(official.state_dict()) == list(PARAMETERS)
@@ -121,119 +63,144 @@ def test_bad_options(arguments: dict[str, Any], message: str) -> None:
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("act", [nn.ReLU, nn.SiLU, nn.GELU, nn.Identity])
-@pytest.mark.parametrize("factor", [1, 2])
-def test_replace_gives_the_same_answer(act: type[nn.Module], factor: int) -> None:
-    model = make_model(act=act, factor=factor)
-    x = torch.randn(2, 3, 12, 10)
-    expected, keys = model(x), list(model.state_dict())
-    replaced = replace_mixers(model)
-    assert list(replaced) == ["1.filter", "2.filter"]
-    assert all(isinstance(module, OfficialStyleMixer) for module in replaced.values())
-    assert isinstance(model[1].filter, AFFMixer)
-    assert isinstance(model[2].filter, AFFMixer)
-    assert list(model.state_dict()) == keys
-    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+# --- the official interface
 
 
-def test_replace_keeps_parameters_mode_dtype_and_hooks() -> None:
-    model = make_model().to(torch.bfloat16)
-    model[2].eval()
-    calls: list[str] = []
-    model[1].filter.register_forward_hook(lambda *_: calls.append("forward"))
-    model[1].filter.register_forward_pre_hook(lambda *_: calls.append("before"))
-    model[1].filter.register_full_backward_hook(lambda *_: calls.append("backward"))
-    model[1].filter.register_state_dict_post_hook(lambda *_: calls.append("state dict"))
-    model[1].filter.register_load_state_dict_post_hook(lambda *_: calls.append("load"))
-    before = dict(model.named_parameters())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    replace_mixers(model)
-    assert all(parameter is before[name] for name, parameter in model.named_parameters())
-    assert [stage.filter.training for stage in model[1:]] == [True, False]
-    x = torch.randn(1, 3, 8, 8, dtype=torch.bfloat16)
-    model(x).sum().backward()
-    assert calls == ["before", "forward", "backward"]
-    model.load_state_dict(model.state_dict())
-    assert calls[3:] == ["state dict", "load"]
-    weight = model[1].filter.w1.detach().clone()
-    optimizer.step()
-    assert not torch.equal(model[1].filter.w1, weight), "the optimizer goes on working"
+def test_official_attributes() -> None:
+    official, ours = AFNO2D_channelfirst(48, 8, nn.SiLU, 3), AFFMixer(48, 8, 3, 0.03, "silu")
+    for name in ("hidden_size", "num_blocks", "block_size", "hidden_size_factor", "sparsity_threshold"):
+        assert getattr(ours, name) == getattr(official, name), name
+    assert ours.scale == 0.02
+    assert isinstance(ours.act, nn.SiLU)
+    assert isinstance(ours.act2, nn.SiLU)
 
 
-def test_undo() -> None:
-    model = make_model()
-    originals = [model[1].filter, model[2].filter]
-    x = torch.randn(1, 3, 8, 8)
-    replaced = replace_mixers(model)
+def test_forward_takes_a_spatial_size() -> None:
+    mixer, x = AFFMixer(16), torch.randn(1, 16, 6, 5)
+    assert torch.equal(mixer(x, spatial_size=(6, 5)), mixer(x))
+    assert torch.equal(mixer(x, (6, 5)), mixer(x))
+
+
+def test_assigning_activations_changes_the_result() -> None:
+    """Code that exchanges every ReLU of a network must not be ignored."""
+    mixer, x = AFFMixer(16, activation="relu"), torch.randn(1, 16, 6, 5)
+    nn.init.normal_(mixer.w2)
+    before = mixer(x)
+    mixer.act = nn.SiLU()
+    with pytest.raises(ValueError, match=r"expected act and act2 to be one of ReLU, .*, got SiLU\(\) and ReLU\(\)"):
+        mixer(x)
+    mixer.act2 = nn.SiLU()
+    assert mixer.activation == "silu"
+    assert not torch.equal(mixer(x), before)
+    mixer.activation = "relu"
+    assert torch.equal(mixer(x), before)
+    mixer.act = mixer.act2 = nn.GELU(approximate="tanh")
+    with pytest.raises(ValueError, match="expected act and act2 to be one of"):
+        mixer(x)
+
+
+def test_profile_module_counts_as_the_official_profiler() -> None:
+    """AFFNet-ET's nine mixers at 256x256: their part of its 1.428 M parameters and 361.9 M multiply-adds."""
+    total_params = total_macs = 0.0
+    for channels, size, blocks in ((64, 32, 2), (104, 16, 4), (144, 8, 3)):
+        x = torch.randn(1, channels, size, size)
+        y, params, macs = AFFMixer(channels).profile_module(x)
+        assert y.shape == x.shape
+        total_params += blocks * params
+        total_macs += blocks * macs
+    assert (total_params, total_macs) == (56_832, 18_870_272)
+    _, params, macs = AFFMixer(32, 4, 3).profile_module(torch.randn(5, 32, 7, 9))
+    assert params == sum(parameter.numel() for name, parameter in AFFMixer(32, 4, 3).named_parameters() if "w" in name)
+    assert macs == 5 * 63 * (params + 5 * 32 * 4)
+
+
+def test_a_named_backend() -> None:
+    mixer, x = AFFMixer(16, backend="reference"), torch.randn(1, 16, 6, 5)
+    assert "backend='reference'" in repr(mixer)
+    assert "backend" not in repr(AFFMixer(16))
+    assert torch.equal(mixer(x), fused_aff_mixer(x, mixer.w1, mixer.b1, mixer.w2, mixer.b2, backend="reference"))
+    with pytest.raises(NotImplementedError, match="backend='cuda', which cannot"):
+        AFFMixer(16, backend="cuda")(x)
+    with pytest.raises(ValueError, match=r"AFFMixer: expected backend to be None or one of \[.*\], got 'gpu'"):
+        AFFMixer(16, backend="gpu")
+
+
+# --- tracing
+
+
+class ConvNet(nn.Module):
+    """Convolution, BatchNorm and mixer, as in every block of the published networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.filter = AFFMixer(16, 4, activation="silu")
+        self.head = nn.Linear(16, 5)
+        for parameter in self.filter.parameters():
+            nn.init.normal_(parameter, std=0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.filter(self.norm(self.conv(x))).mean((2, 3)))
+
+
+def conv_net() -> ConvNet:
+    torch.manual_seed(0)
+    net = ConvNet()
+    net(torch.randn(4, 3, 8, 8))  # running statistics
+    return net.eval()
+
+
+def test_symbolic_trace() -> None:
+    net, x = conv_net(), torch.randn(2, 3, 9, 7)
+    traced = torch.fx.symbolic_trace(net)
+    assert list(traced.state_dict()) == list(net.state_dict())
+    assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [fused_aff_mixer]
+    assert torch.equal(traced(x), net(x))
+    for loss in (net(x).square().sum(), traced(x).square().sum()):
+        loss.backward()
+    for name, parameter in traced.named_parameters():
+        torch.testing.assert_close(parameter.grad, net.get_parameter(name).grad)
+
+
+def test_convolution_and_norm_fuse() -> None:
+    from torch.fx.experimental.optimization import fuse
+
+    net, x = conv_net(), torch.randn(2, 3, 9, 7)
+    fused = fuse(net)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    torch.testing.assert_close(fused(x), net(x))
+
+
+def test_features_before_and_after_the_mixer() -> None:
+    """Feature extractors keep a part of the traced graph."""
+    net, x = conv_net(), torch.randn(2, 3, 9, 7)
+    traced = torch.fx.symbolic_trace(net)
+    (mixer,) = (node for node in traced.graph.nodes if node.target is fused_aff_mixer)
+    for node in reversed(traced.graph.nodes):
+        if node.op == "output":
+            node.args = (mixer,)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    torch.testing.assert_close(traced(x), net.filter(net.norm(net.conv(x))))
+
+
+def test_torchvision_feature_extraction() -> None:
+    extraction = pytest.importorskip("torchvision.models.feature_extraction", exc_type=ImportError)
+    net, x = conv_net(), torch.randn(2, 3, 9, 7)
+    features = extraction.create_feature_extractor(net, {"norm": "before", "filter": "after"})(x)
+    torch.testing.assert_close(features["after"], net.filter(net.norm(net.conv(x))))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_trace_save_and_load(tmp_path: Path) -> None:
+    net, x = conv_net(), torch.randn(2, 3, 9, 7)
     with torch.no_grad():
-        model[1].filter.w1.mul_(2)
-    model.eval()
-    model[2].filter.w2 = nn.Parameter(torch.zeros_like(model[2].filter.w2))
-    expected = model(x)
-    replaced.undo()
-    assert [model[1].filter, model[2].filter] == originals
-    assert not model[1].filter.training
-    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
-    assert not replaced
-    assert list(replace_mixers(model)) == ["1.filter", "2.filter"], "and again"
+        torch.jit.trace(net, x).save(tmp_path / "net.pt")
+        loaded = torch.jit.load(tmp_path / "net.pt")
+        torch.testing.assert_close(loaded(x), net(x))
+        assert list(loaded.state_dict()) == list(net.state_dict())
 
 
-def test_a_shared_mixer_stays_shared() -> None:
-    mixer = OfficialStyleMixer(16)
-    model = nn.Sequential(Stage(mixer), Stage(mixer))
-    replaced = replace_mixers(model)
-    assert list(replaced) == ["0.filter", "1.filter"]
-    assert model[0].filter is model[1].filter
-    replaced.undo()
-    assert model[0].filter is mixer
-    assert model[1].filter is mixer
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (nn.Sequential(nn.Linear(2, 2)), "expected a model with modules that own the parameters w1, b1, w2, b2"),
-        (nn.Sequential(AFFMixer(8)), "expected a model with modules that own the parameters w1, b1, w2, b2"),
-        (OfficialStyleMixer(16), "expected a model that contains mixers, got a mixer, OfficialStyleMixer"),
-        (Stage(AFNO(16)), r"filter \(AFNO\): expected a module that computes the adaptive frequency filter, got one"),
-        (Stage(OfficialStyleMixer(16, act=nn.PReLU)), "expected an activation without parameters, out of ReLU, SiLU"),
-        (Stage(OfficialStyleMixer(16).to("meta")), "got meta tensors; pass check=False"),
-    ],
-)
-def test_replace_refuses(model: nn.Module, message: str) -> None:
-    children = list(model.modules())
-    with pytest.raises(ValueError, match=message):
-        replace_mixers(model)
-    assert list(model.modules()) == children, "the model is unchanged"
-
-
-def test_one_bad_mixer_leaves_the_model_alone() -> None:
-    model = nn.Sequential(Stage(OfficialStyleMixer(16)), Stage(AFNO(16)))
-    with pytest.raises(ValueError, match="AFNO"):
-        replace_mixers(model)
-    assert isinstance(model[0].filter, OfficialStyleMixer)
-
-
-def test_without_check_the_shapes_decide() -> None:
-    model = Stage(OfficialStyleMixer(16).to("meta"))
-    assert list(replace_mixers(model, check=False)) == ["filter"]
-
-
-def test_training_follows_the_reference() -> None:
-    """Five steps of training give the losses that the official-style mixer gives."""
-    losses: dict[str, list[float]] = {"official": [], "ours": []}
-    generator = torch.Generator().manual_seed(1)
-    x, target = torch.randn(4, 3, 14, 14, generator=generator), torch.randn(4, 16, 14, 14, generator=generator)
-    for name in losses:
-        model = make_model()
-        if name == "ours":
-            replace_mixers(model)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        for _ in range(5):
-            optimizer.zero_grad()
-            loss = F.mse_loss(model(x), target)
-            loss.backward()
-            optimizer.step()
-            losses[name].append(loss.item())
-    assert losses["ours"] == pytest.approx(losses["official"], rel=1e-4)
-    assert losses["ours"][-1] < losses["ours"][0]
+def test_compiled_module_matches_eager() -> None:
+    mixer, x = AFFMixer(16, 4, activation="gelu"), torch.randn(2, 16, 6, 5)
+    torch.testing.assert_close(torch.compile(mixer, backend="eager", fullgraph=True)(x), mixer(x))

@@ -1,4 +1,4 @@
-"""The cache of cuFFT plans, on the host: bounds, order of eviction, pinned plans, threads."""
+"""The plan cache (csrc/plan_cache.h): bounds, order of eviction, pinned plans, threads."""
 
 from __future__ import annotations
 

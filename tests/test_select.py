@@ -127,17 +127,20 @@ def test_available_backends() -> None:
 
 RUN = """
 import warnings
+warnings.simplefilter("error")
+import affnet_kernels, torch
+mixer = affnet_kernels.AFFMixer(16)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    import affnet_kernels, torch
+    for size in (8, 9):
+        mixer(torch.randn(2, 16, size, size))
 print(len(caught), *(w.message for w in caught))
-y = affnet_kernels.AFFMixer(16)(torch.randn(2, 16, 8, 8))
 print(*(name for name, why in affnet_kernels.available_backends().items() if not why))
 """
 
 
 def run_copy(tmp_path: Path, prepare: Any) -> tuple[str, str]:
-    """Import a copy of the package, changed by `prepare`, and use it; the warnings and the backends it has."""
+    """Import a copy of the package, changed by `prepare`, without a warning; what it says at use, and its backends."""
     copy = tmp_path / "affnet_kernels"
     shutil.copytree(PACKAGE, copy)
     prepare(copy)
@@ -160,6 +163,10 @@ def built_for_another_torch(copy: Path) -> None:
     (copy / "_C.json").write_text(json.dumps(facts | {"torch": "2.1.0"}))
 
 
+def failed_build(copy: Path) -> None:
+    (copy / "_C.json").write_text(json.dumps({"failed": "Python.h: No such file", "torch": torch.__version__}))
+
+
 def broken_library(copy: Path) -> None:
     for path in copy.glob("_C*.so"):
         path.write_bytes(b"not a library")
@@ -179,6 +186,7 @@ def untouched(copy: Path) -> None:
             f"1 affnet_kernels: the compiled extension was built for torch 2.1.0, and torch {torch.__version__} is",
             "reference",
         ),
+        (failed_build, "1 affnet_kernels: the compiled extension was not built: Python.h: No such file;", "reference"),
         (broken_library, f"1 affnet_kernels: the compiled extension, built for torch {torch.__version__}", "reference"),
     ],
 )

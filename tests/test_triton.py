@@ -6,7 +6,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -16,7 +16,9 @@ from affnet_kernels import MixerSpec, available_backends, fused_aff_mixer
 from affnet_kernels.activations import ACTIVATIONS
 from affnet_kernels.backends import reference, select
 from affnet_kernels.backends import triton as backend
-from affnet_kernels.backends.triton_launch import BACKWARD, FORWARD, Row, find_row
+from affnet_kernels.backends.triton import device, launch
+from affnet_kernels.backends.triton.launch_table import BACKWARD, FORWARD, Row, find_row
+from affnet_kernels.spec import Parameters
 from tests.helpers import (
     ROUNDING_EXTRA,
     ROUNDING_FACTOR,
@@ -56,6 +58,22 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(GridExecutor, "__call__", counted)
     return names
+
+
+@pytest.fixture
+def on_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[device.Facts], None]]:
+    """Has launches made for a device of other properties."""
+
+    def pretend(facts: device.Facts) -> None:
+        forget()
+        monkeypatch.setattr(device, "facts", lambda _: facts)
+
+    def forget() -> None:
+        launch.forward_plan.cache_clear()
+        launch.backward_plan.cache_clear()
+
+    yield pretend
+    forget()
 
 
 @pytest.fixture
@@ -135,8 +153,10 @@ def spec_of(row: Row, table: tuple[Row, ...]) -> MixerSpec:
     [(table, row) for table in (FORWARD, BACKWARD) for row in table],
     ids=lambda value: "-".join(map(str, value[:4])) if isinstance(value, Row) else "",
 )
-def test_every_launch_configuration(monkeypatch: pytest.MonkeyPatch, table: tuple[Row, ...], row: Row) -> None:
-    monkeypatch.setattr(backend, "_facts", lambda device: (row.capability, 0, 227, 2))
+def test_every_launch_configuration(
+    on_device: Callable[[device.Facts], None], table: tuple[Row, ...], row: Row
+) -> None:
+    on_device(device.Facts((row.capability, 0), 227, 2))
     spec = spec_of(row, table)
     assert find_row(table, spec, row.capability) is row
     case = make_case(Shape(3, spec.channels, spec.height, spec.width, 2), spec.dtype)
@@ -184,7 +204,9 @@ def test_programs_take_several_tiles_each() -> None:
 )
 def test_launches_of_the_backward(launches: list[str], needed: tuple[bool, bool], expected: list[str]) -> None:
     case = make_case(SMALL)
-    gradients = backend.backward(case.dy, *case.tensors, case.sparsity_threshold, case.activation, *needed)
+    x, *parameters = case.tensors
+    spec = MixerSpec.of(x, parameters[0], case.activation)
+    gradients = backend.backward(spec, case.dy, x, Parameters(*parameters), case.sparsity_threshold, *needed)
     assert launches == expected
     for index, (got, wanted) in enumerate(zip(gradients, case.gradients, strict=True)):
         if needed[index > 0]:
@@ -286,20 +308,32 @@ GPU_SPEC = MixerSpec(64, 128, 32, 32, 8, 16, torch.float32, torch.device("cuda",
         (
             {"hidden_size": 65},
             (9, 0, 227, 132),
-            ["expected up to 64 channels and hidden channels a block, got 16 and 65"],
+            ["expected up to 64 channels and hidden channels per block, got 16 and 65"],
         ),
         ({}, (7, 5, 64, 40), ["expected compute capability 8.0 or more, got 7.5"]),
-        ({}, (12, 0, 24, 84), ["expected a device with 33 KiB of shared memory a block for these sizes, got 24 KiB"]),
+        ({}, (12, 0, 24, 84), ["expected a device with 33 KiB of shared memory per CTA for these sizes, got 24 KiB"]),
+        (
+            {"channels": 65100 * 64, "blocks": 65100, "hidden_size": 64, "height": 4, "width": 4},
+            (9, 0, 227, 132),
+            ["expected up to 2**31 - 1 sums for the parameters' gradients, got 2149862400"],
+        ),
+        (
+            {"batch": 2**28},
+            (9, 0, 227, 132),
+            ["expected up to 2**31 - 1 blocks in a batch, got 2147483648"],
+        ),
         ({"device": torch.device("meta")}, (9, 0, 227, 132), ["expected a tensor on cuda, got one on meta"]),
     ],
 )
-def test_reasons(monkeypatch: pytest.MonkeyPatch, changes: dict, facts: tuple[int, ...], expected: list[str]) -> None:
-    monkeypatch.setattr(backend, "_facts", lambda device: facts)
+def test_reasons(
+    on_device: Callable[[device.Facts], None], changes: dict, facts: tuple[int, ...], expected: list[str]
+) -> None:
+    on_device(device.Facts(facts[:2], *facts[2:]))
     assert backend.unsupported(GPU_SPEC._replace(**changes)) == expected
 
 
-def test_consumer_devices_can_run_every_shipped_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_facts", lambda device: (8, 9, 99, 128))
+def test_consumer_devices_can_run_every_shipped_shape(on_device: Callable[[device.Facts], None]) -> None:
+    on_device(device.Facts((8, 9), 99, 128))
     for size, height in ((8, 32), (12, 32), (16, 32), (13, 16), (20, 16), (32, 16), (18, 8), (24, 8)):
         for dtype in (torch.float32, torch.bfloat16):
             spec = GPU_SPEC._replace(channels=8 * size, height=height, width=height, hidden_size=size, dtype=dtype)
@@ -322,7 +356,7 @@ def test_a_machine_without_triton_imports_and_says_so() -> None:
 
 def test_compile_check() -> None:
     """A few kernels compile for a GPU that is not here, within the limits of the launch table."""
-    run = without_interpreter("-W", "ignore", "-m", "benchmarks.compile_check", "--short")
+    run = without_interpreter("-W", "ignore", "-m", "benchmarks.static.compile_check", "--short")
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("triton forward") == run.stdout.count("triton backward") == 4
 
@@ -330,8 +364,8 @@ def test_compile_check() -> None:
 PREDICTED = """
 import torch
 from affnet_kernels import MixerSpec
-from benchmarks import predict
-from benchmarks.compile_check import compile_row, inspect
+from benchmarks.static import predict
+from benchmarks.static.compile_check import compile_row, inspect
 import triton
 tools = triton.knobs.nvidia
 for channels, height in ((104, 16), (144, 32)):
@@ -359,12 +393,12 @@ def test_predictions_count_every_step_as_often_as_it_runs() -> None:
 def test_one_launch_on_a_gpu() -> None:
     case = make_case(SHAPES["shipped, D=13"])
     call(case, "triton", "cuda", gradients=True)
-    tensors = [tensor.cuda() for tensor in case.tensors]
-    dy = case.dy.cuda()
+    x, *parameters = (tensor.cuda() for tensor in case.tensors)
+    dy, parameters = case.dy.cuda(), Parameters(*parameters)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        spec = MixerSpec.of(*tensors[:2], case.activation)
-        backend.forward(spec, tensors[0], tensors[1:], case.sparsity_threshold)
-        backend.backward(dy, *tensors, case.sparsity_threshold, case.activation, True, True)
+        spec = MixerSpec.of(x, parameters.w1, case.activation)
+        backend.forward(spec, x, parameters, case.sparsity_threshold)
+        backend.backward(spec, dy, x, parameters, case.sparsity_threshold, True, True)
         torch.cuda.synchronize()
     names = [event.key for event in profile.key_averages() if event.key.endswith("_kernel")]
     assert sorted(names) == ["backward_kernel", "forward_kernel", "sum_kernel"]
@@ -376,12 +410,13 @@ def test_graph_capture_after_one_call() -> None:
     case = make_case(SHAPES["shipped, D=20"])
     expected, gradients = call(case, "triton", "cuda", gradients=True)
     tensors = [tensor.cuda().requires_grad_() for tensor in case.tensors]
+    dy = case.dy.cuda()  # a copy from pageable memory cannot be captured
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             y = fused_aff_mixer(*tensors, backend="triton")
-            captured = torch.autograd.grad(y, tensors, case.dy.cuda())
+            captured = torch.autograd.grad(y, tensors, dy)
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(y, expected)

@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from affnet_kernels.backends import reference, triton
-from affnet_kernels.backends.native import CPU, CUDA
+from affnet_kernels.backends.native import CPU, CUDA, warn_of_missing_extension
 from affnet_kernels.backends.preference import rank
 from affnet_kernels.spec import Gradients, MixerSpec, Parameters
 
@@ -63,6 +63,8 @@ def select(
     candidates = [backend for backend in BACKENDS if requested in (None, backend.NAME)]
     for backend in sorted(candidates, key=lambda candidate: rank(candidate.NAME, spec)):
         if not backend.unsupported(spec):
+            if requested is None and backend is reference and spec.device.type in (CPU.NAME, CUDA.NAME):
+                warn_of_missing_extension()
             return backend
     raise NotImplementedError(
         f"fused_aff_mixer: expected a backend that can run this call, got backend={requested!r}, which cannot; "

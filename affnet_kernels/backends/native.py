@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import warnings
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,8 +17,7 @@ from torch import Tensor
 from affnet_kernels.spec import Gradients, MixerSpec, Parameters
 
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps . (in the source folder)"
-MAX_CUDA_CHANNELS = 128  # kMaxChannels of csrc/cuda/spectral_map.cuh
-MAX_CUDA_PLANE = 2**30  # as in csrc/cuda/mixer.cu
+SLOWER = "CPU tensors run on the slower reference"
 
 
 class Native:
@@ -46,8 +46,8 @@ class Native:
             if self.NAME == "cuda" and not torch.cuda.is_available():
                 reasons.append("no CUDA device is available")
             return reasons
-        if self.NAME == "cuda":
-            reasons += cuda_limits(spec)
+        if self.NAME == "cuda" and self._extension is not None:
+            reasons += beyond_limits(spec, self._extension.cuda_limits())
         if spec.device.type != self.NAME:
             reasons.append(f"expected a tensor on {self.NAME}, got one on {spec.device.type}")
         elif self.NAME == "cuda" and not reasons and self._extension is not None:
@@ -79,18 +79,19 @@ class Native:
         )
 
 
-def cuda_limits(
+def beyond_limits(
     spec: MixerSpec,
+    limits: dict[str, int],  # of the kernels: "channels" of a block, elements of a "plane"
 ) -> list[str]:
-    """Sizes the CUDA kernels cannot take, in words."""
+    """The sizes of a call that the CUDA kernels cannot take."""
     reasons = []
-    if max(spec.block_size, spec.hidden_size) > MAX_CUDA_CHANNELS:
+    if max(spec.block_size, spec.hidden_size) > limits["channels"]:
         reasons.append(
-            f"expected up to {MAX_CUDA_CHANNELS} channels and hidden channels a block, "
+            f"expected up to {limits['channels']} channels and hidden channels per block, "
             f"got {spec.block_size} and {spec.hidden_size}"
         )
-    if spec.height * spec.width > MAX_CUDA_PLANE:
-        reasons.append(f"expected up to 2**30 elements a plane, got {spec.height} x {spec.width}")
+    if spec.height * spec.width > limits["plane"]:
+        reasons.append(f"expected up to {limits['plane']} elements per plane, got {spec.height} x {spec.width}")
     return reasons
 
 
@@ -117,46 +118,61 @@ def missing_target(
 def load_extension(
     package: str = "affnet_kernels",
 ) -> tuple[ModuleType | None, str]:
-    """The extension, or None and the reason, said once as a warning too. Never compiles, never raises.
+    """The extension, or None and the reason. Never compiles, warns or raises.
 
     What it was built for is read from `_C.json` first: loading a library built for another PyTorch can crash.
     """
     root = Path(importlib.import_module(package).__path__[0])
-    built_for = _read_build_facts(root / "_C.json")
+    facts = read_build_facts(root)
     running = ".".join(torch.__version__.split(".")[:2])
-    if built_for is None and not list(root.glob("_C.*")):
-        why_not = f"the compiled extension is not built; CPU tensors run on the slower reference; build it: {REBUILD}"
-    elif built_for is not None and not built_for["torch"].startswith(f"{running}."):
-        why_not = (
-            f"the compiled extension was built for torch {built_for['torch']}, and torch {torch.__version__} "
-            f"is running; rebuild it: {REBUILD}"
+    if "failed" in facts:
+        return None, f"the compiled extension was not built: {facts['failed']}; {SLOWER}; build it: {REBUILD}"
+    if not [path for path in root.glob("_C.*") if path.suffix != ".json"]:
+        return None, f"the compiled extension is not built; {SLOWER}; build it: {REBUILD}"
+    built_for = facts.get("torch", "an unknown version")
+    if facts and not built_for.startswith(f"{running}."):
+        return None, (
+            f"the compiled extension was built for torch {built_for}, and torch {torch.__version__} is running; "
+            f"{SLOWER}; rebuild it: {REBUILD}"
         )
-    else:
-        try:
-            return importlib.import_module(f"{package}._C"), ""
-        except (ImportError, OSError) as error:
-            built = f"torch {built_for['torch']}, Python {built_for['python']}" if built_for else "unknown versions"
-            why_not = f"the compiled extension, built for {built}, does not load ({error}); rebuild it: {REBUILD}"
-    warnings.warn(f"affnet_kernels: {why_not}", RuntimeWarning, stacklevel=2)
-    return None, why_not
+    try:
+        return importlib.import_module(f"{package}._C"), ""
+    except (ImportError, OSError) as error:
+        built = f"torch {built_for}, Python {facts.get('python', 'unknown')}"
+        return None, (
+            f"the compiled extension, built for {built}, does not load ({error}); {SLOWER}; rebuild it: {REBUILD}"
+        )
+
+
+def read_build_facts(
+    root: Path,
+) -> dict[str, Any]:
+    """What setup.py recorded beside the library; empty if nothing."""
+    try:
+        facts = json.loads((root / "_C.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+@cache
+def warn_of_missing_extension() -> None:
+    """Say once that calls which it would serve run on the reference, and why."""
+    if EXTENSION is None:
+        warnings.warn(f"affnet_kernels: {_WHY_NOT}", RuntimeWarning, stacklevel=2)
 
 
 def build_facts() -> str:
     """How the extension was built, or why there is none, in words."""
-    if _EXTENSION is None:
+    if EXTENSION is None:
         return _WHY_NOT
-    return ", ".join(f"{name} {value or 'no'}" for name, value in _EXTENSION.build_info().items())
+    facts = read_build_facts(Path(__file__).parents[1])
+    notes = [f"{name} {value or 'no'}" for name, value in EXTENSION.build_info().items()]
+    notes += ["no OpenMP: the CPU kernel runs on one thread"] if facts.get("openmp") is False else []
+    notes += [f"without CUDA, which failed: {facts['cuda_failed']}"] if "cuda_failed" in facts else []
+    return ", ".join(notes)
 
 
-def _read_build_facts(
-    path: Path,
-) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-_EXTENSION, _WHY_NOT = load_extension()
-CPU = Native("cpu", _EXTENSION, _WHY_NOT)
-CUDA = Native("cuda", _EXTENSION, _WHY_NOT)
+EXTENSION, _WHY_NOT = load_extension()
+CPU = Native("cpu", EXTENSION, _WHY_NOT)
+CUDA = Native("cuda", EXTENSION, _WHY_NOT)

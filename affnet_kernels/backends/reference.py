@@ -30,7 +30,7 @@ def unsupported(
 def mixer(
     x: Tensor,  # [B, C, H, W]
     parameters: Parameters,
-    sparsity_threshold: float,
+    sparsity_threshold: float | Tensor,
     activation: str,
 ) -> Tensor:  # [B, C, H, W]
     """The mixer, residual included: differentiable PyTorch, computed in float32 or better, autocast or not."""
@@ -45,7 +45,7 @@ def mixer_vjp(
     dy: Tensor,  # [B, C, H, W]
     x: Tensor,  # [B, C, H, W]
     parameters: Parameters,
-    sparsity_threshold: float,
+    sparsity_threshold: float | Tensor,
     activation: str,
     input_grad: bool,
     parameter_grads: bool,
@@ -120,7 +120,7 @@ def inverse_spectrum(
 def mask(
     X: Complex,  # each [B, K, D, H, F]
     parameters: Parameters,
-    sparsity_threshold: float,
+    sparsity_threshold: float | Tensor,
     activation: str,
 ) -> tuple[Complex, tuple[Complex, Complex, Complex]]:
     """The adaptive mask M [B, K, D, H, F], and what its derivative needs: P1, O1 = act(P1), P2; M = soft_shrink(P2)."""
@@ -185,12 +185,15 @@ def multiply_conj(a: Complex, b: Complex) -> Complex:
     return a[0] * b[0] + a[1] * b[1], a[1] * b[0] - a[0] * b[1]
 
 
-def soft_shrink(v: Tensor, threshold: float) -> Tensor:
+def soft_shrink(v: Tensor, threshold: float | Tensor) -> Tensor:
     """v moved towards zero by `threshold`, and zero within it."""
+    if isinstance(threshold, Tensor):  # which F.softshrink does not take
+        limit = threshold.to(v.dtype)
+        return v - torch.clamp(v, -limit, limit)
     return F.softshrink(v, min(threshold, torch.finfo(v.dtype).max))
 
 
-def soft_shrink_vjp(d: Tensor, v: Tensor, threshold: float) -> Tensor:
+def soft_shrink_vjp(d: Tensor, v: Tensor, threshold: float | Tensor) -> Tensor:
     return d * ~(v.abs() <= threshold)
 
 

@@ -1,14 +1,16 @@
 """The real 2-D DFT of a tile and its inverse, as matrix products on the tensor cores.
 
-Letters: `T` is the launch's `Tile`; T.HP, T.WP, T.FP are H, W and the half spectrum's columns padded to powers of two;
-N counts the images and channels of a tile together; k is the frequency along H, v along W; r is 0 for real, 1 for
-imaginary. Padded rows and columns of the matrices are zero, so padded frequencies are zero and stay zero.
+Letters: `T` is the launch's `Tile`; T.HP, T.WP and T.FP are H, W and the columns of the half spectrum, padded to powers
+of two. N counts the images and channels of a tile together, k is the frequency along H and v the one along W, r is 0
+for the real part and 1 for the imaginary one. Padded rows and columns of the matrices are zero, so padded frequencies
+are zero and stay zero.
 
-The matrices are not normalised: cosines and sines, and twice those where a column stands for two of the full spectrum.
-Images come scaled to 2^T.EXPONENT, so that their spectra, at most H W times as large, still fit float16.
+The matrices are not normalised. They hold cosines and sines, and in the synthesis twice those of each column that
+stands for two of the full spectrum. Images are scaled to 2^T.EXPONENT beforehand, so that their spectra, at most H W
+times as large, fit float16.
 
-Where W / 2 + 1 is one more than a power of two (W = 16, 32) the Nyquist column would double the padded columns. It runs
-beside the others instead (T.NYQUIST): it is the DFT along H of the row sums weighted with (-1)^w.
+If W / 2 + 1 is one more than a power of two (W = 16, 32), the Nyquist column would double the padded columns. It is
+computed separately instead (T.NYQUIST), as the DFT along H of the row sums weighted with (-1)^w.
 """
 
 import triton
@@ -16,7 +18,7 @@ import triton.language as tl
 
 from affnet_kernels.kernels.product import halves, power_of_two, product
 
-SPECTRUM_EXPONENT: tl.constexpr = tl.constexpr(9)  # the inverse along H enlarges up to 32 sqrt(2) times
+SPECTRUM_EXPONENT: tl.constexpr = tl.constexpr(9)  # the inverse along H enlarges values up to 32 sqrt(2) times
 
 
 @triton.jit
@@ -24,8 +26,8 @@ def image_scales(
     x,  # [R, N, C]
     EXPONENT: tl.constexpr,
     T: tl.constexpr,
-):  # scale, 1 / scale: [1, N, 1], or a scalar where a tile is one image
-    """The power of two that takes an image to 2^EXPONENT, whatever the other images of the tile hold."""
+):  # scale, 1 / scale: [1, N, 1], or a scalar if a tile is one image
+    """The power of two that scales each image to 2^EXPONENT, independent of the tile's other images."""
     if T.IMAGES == 1:
         return power_of_two(tl.max(tl.abs(x)), EXPONENT)
     else:
@@ -38,11 +40,11 @@ def image_scales(
 
 @triton.jit
 def of_rows(
-    planes,  # [1, N, 1], or a scalar: the same for all planes of an image
+    planes,  # [1, N, 1] or a scalar; the same for all planes of an image
     ROWS: tl.constexpr,
     T: tl.constexpr,
 ):  # [ROWS, 1], or a scalar
-    """What belongs to the rows of the spectral map, which are counted image by image."""
+    """A value per image as one per row of the spectral map, whose rows run over images, then frequencies."""
     if T.IMAGES == 1:
         return planes
     else:
@@ -53,7 +55,7 @@ def of_rows(
 
 @triton.jit
 def load_halves(ptr, T: tl.constexpr):  # high, low
-    """Numbers of a matrix: behind the high halves of all matrices lie the low ones."""
+    """Elements of a matrix. The low halves of all matrices follow the high halves of all of them."""
     return tl.load(ptr), tl.load(ptr + 4 * (T.WP * T.FP + T.HP * T.HP))
 
 
@@ -74,7 +76,7 @@ def load_matrix(
 
 @triton.jit
 def analysis_along_w(matrices_ptr, ADJOINT: tl.constexpr, T: tl.constexpr):  # [WP, (v, r)]
-    """What turns rows of an image into half spectra; ADJOINT: the adjoint of the synthesis, for a gradient."""
+    """Turns rows of an image into half spectra; ADJOINT: the adjoint of the synthesis, for gradients."""
     if ADJOINT:
         return load_matrix(matrices_ptr + 2 * T.WP * T.FP, 2 * T.FP, T.WP, True, T)
     else:
@@ -83,7 +85,7 @@ def analysis_along_w(matrices_ptr, ADJOINT: tl.constexpr, T: tl.constexpr):  # [
 
 @triton.jit
 def synthesis_along_w(matrices_ptr, ADJOINT: tl.constexpr, T: tl.constexpr):  # [(v, r), WP]
-    """What turns half spectra into rows of an image; ADJOINT: the adjoint of the analysis, for a gradient."""
+    """Turns half spectra into rows of an image; ADJOINT: the adjoint of the analysis, for gradients."""
     if ADJOINT:
         return load_matrix(matrices_ptr, T.WP, 2 * T.FP, True, T)
     else:
@@ -92,7 +94,7 @@ def synthesis_along_w(matrices_ptr, ADJOINT: tl.constexpr, T: tl.constexpr):  # 
 
 @triton.jit
 def along_h(matrices_ptr, INVERSE: tl.constexpr, T: tl.constexpr):  # [(k, r), (h, r)], or its transpose
-    """The complex DFT along H in real form; its transpose is its inverse and its adjoint, but for a factor H."""
+    """The complex DFT along H in real form. Its transpose is its adjoint, and its inverse up to a factor H."""
     return load_matrix(matrices_ptr + 4 * T.WP * T.FP, 2 * T.HP, 2 * T.HP, INVERSE, T)
 
 
@@ -142,7 +144,7 @@ def alternating_sign(T: tl.constexpr):  # [1, 1, WP]
 
 @triton.jit
 def nyquist_along_h(matrices_ptr, INVERSE: tl.constexpr, T: tl.constexpr):  # [(k, r), h], or its transpose
-    """The part of `along_h` that meets the real input of this column, or makes its real output; both halves."""
+    """The part of `along_h` for the Nyquist column, whose rows are real: its real inputs or outputs."""
     h, kr = 2 * tl.arange(0, T.HP), 2 * T.HP * tl.arange(0, 2 * T.HP)
     ptr = matrices_ptr + 4 * T.WP * T.FP
     if INVERSE:

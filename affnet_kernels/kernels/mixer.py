@@ -1,12 +1,13 @@
-"""The fused mixer: forward, backward, and the sum over the backward's partial parameter gradients.
+"""The fused mixer: forward, backward, and the reduction of the backward's partial sums of parameter gradients.
 
-A tile is T.IMAGES images of one channel block. A small one stays in registers from load to store (`forward_tile`). The
-spectrum of a larger one is staged in scratch memory of the program's own, which the caches hold: transforms then take
-T.PIECE channels at a time and the map T.ROWS frequencies at a time, so that registers suffice at any size.
+A tile is T.IMAGES images of one channel block. A small tile stays in registers from load to store (`forward_tile`). The
+spectrum of a larger one is staged in the program's own scratch memory, which the caches hold. Transforms then process
+T.CHANNEL_CHUNK channels at a time and the map T.FREQUENCY_CHUNK frequencies, so that registers suffice at any size.
 
-The steps of a staged tile are real functions ("apart"): inlined into the loops around them, the addresses of all their
-exchanges through shared memory would be computed before the loops and kept, in more registers than there are. Only
-where products go through tensor memory (compute capability 10) they must be inlined: a function cannot use that.
+The steps of a staged tile are functions that Triton does not inline. Inlined into the loops around them, they would
+have the addresses of all their exchanges through shared memory computed before the loops and kept in registers, more
+than there are. On compute capability 10 they must be inlined, because products go through tensor memory there and a
+function cannot use it.
 """
 
 import triton
@@ -32,29 +33,29 @@ def forward_kernel(
     w2_ptr,  # [2, K, DH, D]
     b2_ptr,  # [2, K, D]
     matrices_ptr,
-    scratch_ptr,  # [programs, 2 D, IMAGES * H * F] where tiles are staged
+    scratch_ptr,  # [programs, 2 D, IMAGES * H * F] if tiles are staged
     y_ptr,  # [B, C, H, W]
     B,
     threshold,
     T: tl.constexpr,
 ):
     """y = F^-1(M(F x) * F x) + x."""
-    stage: tl.constexpr = stage_piece_apart if T.APART else stage_piece
-    map_in_place: tl.constexpr = map_rows_apart if T.APART else map_rows
-    add: tl.constexpr = add_piece_apart if T.APART else add_piece
+    stage: tl.constexpr = stage_chunk_noinline if T.NOINLINE else stage_chunk
+    map_in_place: tl.constexpr = map_rows_noinline if T.NOINLINE else map_rows
+    add: tl.constexpr = add_chunk_noinline if T.NOINLINE else add_chunk
     scratch_ptr += tl.program_id(0).to(tl.int64) * (2 * T.D * T.IMAGES * T.H * T.F)
     for tile in range(tl.program_id(0), tl.cdiv(B, T.IMAGES) * T.K, tl.num_programs(0)):
         first, k = tile // T.K * T.IMAGES, tile % T.K
         images = tl.minimum(B - first, T.IMAGES)
         start = first * tl.full((), T.K * T.D * T.H * T.W, tl.int64)
         if T.STAGED:
-            for c0 in range(0, T.D, T.PIECE):
+            for c0 in range(0, T.D, T.CHANNEL_CHUNK):
                 stage(x_ptr + start, scratch_ptr, matrices_ptr, images, k, c0, False, T.PASSES, T)
             tl.debug_barrier()
-            for f0 in range(0, T.IMAGES * T.H * T.F, T.ROWS):
+            for f0 in range(0, T.IMAGES * T.H * T.F, T.FREQUENCY_CHUNK):
                 map_in_place(scratch_ptr, f0, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T)
             tl.debug_barrier()
-            for c0 in range(0, T.D, T.PIECE):
+            for c0 in range(0, T.D, T.CHANNEL_CHUNK):
                 add(scratch_ptr, x_ptr + start, y_ptr + start, matrices_ptr, images, k, c0, False, T)
             tl.debug_barrier()
         else:
@@ -72,37 +73,39 @@ def backward_kernel(
     w2_ptr,  # [2, K, DH, D]
     b2_ptr,  # [2, K, D]
     matrices_ptr,
-    scratch_ptr,  # [programs, 2, 2 D, IMAGES * H * F]
+    workspace_ptr,  # [programs, PARTIAL_SUMS] if PARAMETER_GRADS, then [programs, 2, 2 D, IMAGES * H * F]
     dx_ptr,  # [B, C, H, W]
-    partials_ptr,  # [programs / K, K, (2 D + 1) 2 DH + (2 DH + 1) 2 D]
     B,
     threshold,
     INPUT_GRAD: tl.constexpr,
     PARAMETER_GRADS: tl.constexpr,
     T: tl.constexpr,
 ):
-    """dx, and this program's share of the parameters' gradients: those of block k over every (programs / K)-th tile."""
-    stage: tl.constexpr = stage_piece_apart if T.APART else stage_piece
-    map_vjp_in_place: tl.constexpr = map_rows_vjp_apart if T.APART else map_rows_vjp
-    add: tl.constexpr = add_piece_apart if T.APART else add_piece
+    """dx, and the program's partial sums of the parameter gradients: of block k, over every (programs / K)-th tile."""
+    stage: tl.constexpr = stage_chunk_noinline if T.NOINLINE else stage_chunk
+    map_vjp_in_place: tl.constexpr = map_rows_vjp_noinline if T.NOINLINE else map_rows_vjp
+    add: tl.constexpr = add_chunk_noinline if T.NOINLINE else add_chunk
     program, k = tl.program_id(0).to(tl.int64), tl.program_id(0) % T.K
-    X_ptr = scratch_ptr + program * (4 * T.D * T.IMAGES * T.H * T.F)
+    partials_ptr = workspace_ptr
+    X_ptr = workspace_ptr + program * (4 * T.D * T.IMAGES * T.H * T.F)
+    if PARAMETER_GRADS:
+        partials_ptr += program * T.PARTIAL_SUMS
+        X_ptr += tl.num_programs(0).to(tl.int64) * T.PARTIAL_SUMS
     G_ptr = X_ptr + 2 * T.D * T.IMAGES * T.H * T.F
-    partials_ptr += program * ((2 * T.D + 1) * 2 * T.DH + (2 * T.DH + 1) * 2 * T.D)
-    share = tl.program_id(0) // T.K
-    for group in range(share, tl.cdiv(B, T.IMAGES), tl.num_programs(0) // T.K):
+    first = tl.program_id(0) // T.K
+    for group in range(first, tl.cdiv(B, T.IMAGES), tl.num_programs(0) // T.K):
         images = tl.minimum(B - group * T.IMAGES, T.IMAGES)
         start = group * tl.full((), T.IMAGES * T.K * T.D * T.H * T.W, tl.int64)
-        for c0 in range(0, T.D, T.PIECE):
+        for c0 in range(0, T.D, T.CHANNEL_CHUNK):
             stage(x_ptr + start, X_ptr, matrices_ptr, images, k, c0, False, 3, T)
             stage(dy_ptr + start, G_ptr, matrices_ptr, images, k, c0, True, T.PASSES, T)
         tl.debug_barrier()
-        for f0 in range(0, T.IMAGES * T.H * T.F, T.ROWS):
+        for f0 in range(0, T.IMAGES * T.H * T.F, T.FREQUENCY_CHUNK):
             map_vjp_in_place(
                 X_ptr,
                 G_ptr,
                 partials_ptr,
-                group - share + f0,
+                group - first + f0,
                 f0,
                 k,
                 w1_ptr,
@@ -115,60 +118,61 @@ def backward_kernel(
             )
             tl.debug_barrier()
         if INPUT_GRAD:
-            for c0 in range(0, T.D, T.PIECE):
+            for c0 in range(0, T.D, T.CHANNEL_CHUNK):
                 add(G_ptr, dy_ptr + start, dx_ptr + start, matrices_ptr, images, k, c0, True, T)
         tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=["shares"])
+@triton.jit(do_not_specialize=["programs_per_block"])
 def sum_kernel(
-    partials_ptr,  # [shares, K, (2 D + 1) 2 DH + (2 DH + 1) 2 D]
+    partials_ptr,  # [programs_per_block, K, PARTIAL_SUMS]
     dw1_ptr,  # [2, K, D, DH]
     db1_ptr,  # [2, K, DH]
     dw2_ptr,  # [2, K, DH, D]
     db2_ptr,  # [2, K, D]
-    shares,
+    programs_per_block,
     K: tl.constexpr,
     D: tl.constexpr,
     DH: tl.constexpr,
+    PARTIAL_SUMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The parameters' gradients: shares are added in one fixed order, so that results repeat bit for bit."""
+    """The parameter gradients: partial sums are added in a fixed order, so that results repeat bit for bit."""
     first_layer: tl.constexpr = (2 * D + 1) * 2 * DH
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if tl.program_id(1) == 0:
-        sum_layer(partials_ptr, dw1_ptr, db1_ptr, at, shares, K, D, DH)
+        sum_layer(partials_ptr, dw1_ptr, db1_ptr, at, programs_per_block, K, D, DH, PARTIAL_SUMS)
     else:
-        sum_layer(partials_ptr + first_layer, dw2_ptr, db2_ptr, at, shares, K, DH, D)
+        sum_layer(partials_ptr + first_layer, dw2_ptr, db2_ptr, at, programs_per_block, K, DH, D, PARTIAL_SUMS)
 
 
 @triton.jit
 def sum_layer(
-    partials_ptr,  # shares and blocks of [2 I + 1, 2 O]
+    partials_ptr,  # [programs_per_block, K, PARTIAL_SUMS], of which the layer's are the first [2 I + 1, 2 O]
     dw_ptr,  # [2, K, I, O]
     db_ptr,  # [2, K, O]
     at,  # indices into dw, then db
-    shares,
+    programs_per_block,
     K: tl.constexpr,
     I: tl.constexpr,
     O: tl.constexpr,
+    PARTIAL_SUMS: tl.constexpr,
 ):
-    BLOCK_STRIDE: tl.constexpr = (2 * I + 1) * 2 * O + (2 * O + 1) * 2 * I
     WEIGHTS: tl.constexpr = 2 * K * I * O
     is_weight = at < WEIGHTS
     inside = at < WEIGHTS + 2 * K * O
     index = tl.where(is_weight, at, at - WEIGHTS)
     per_block = tl.where(is_weight, I * O, O)
     part, k, rest = index // (K * per_block), index // per_block % K, index % per_block
-    # A part of the complex weight stands twice in the stacked one: (re, im; -im, re).
+    # Either part of a complex weight occurs twice in the stacked real one: (re, im; -im, re).
     row = tl.where(is_weight, 2 * (rest // O), 2 * I)
     column = 2 * (rest % O) + part
-    at_first = k * BLOCK_STRIDE + row * (2 * O) + column
-    at_second = k * BLOCK_STRIDE + (row + 1) * (2 * O) + (column ^ 1)
+    at_first = k * PARTIAL_SUMS + row * (2 * O) + column
+    at_second = k * PARTIAL_SUMS + (row + 1) * (2 * O) + (column ^ 1)
     total = tl.full(at.shape, 0.0, tl.float32)
     twin = tl.full(at.shape, 0.0, tl.float32)
-    for share in range(0, shares):
-        ptr = partials_ptr + share * tl.full((), K * BLOCK_STRIDE, tl.int64)
+    for program in range(0, programs_per_block):
+        ptr = partials_ptr + program * tl.full((), K * PARTIAL_SUMS, tl.int64)
         total += tl.load(ptr + at_first, mask=inside, other=0.0)
         twin += tl.load(ptr + at_second, mask=is_weight, other=0.0)
     total += tl.where(part == 0, twin, -twin)
@@ -190,7 +194,7 @@ def forward_tile(
     threshold,
     T: tl.constexpr,
 ):
-    """A tile that stays in registers."""
+    """One tile, in registers from load to store."""
     N: tl.constexpr = T.IMAGES * T.DP
     ROWS: tl.constexpr = T.IMAGES * T.HP * T.FP
     offsets, inside = image_offsets(images, k, 0, N, T)
@@ -214,14 +218,14 @@ def forward_tile(
         Z = tl.permute(tl.reshape(Z, (T.IMAGES, T.HP, T.DP, 2)), (1, 3, 0, 2))
         Z = tl.reshape(Z, (2 * T.HP, N, 1))
         y += nyquist_to_space(Z, undo, matrices_ptr, T.PASSES, N, T)
-    # From the cache: kept in registers, x would cost more of them than there are.
+    # Loaded again, from the cache: keeping x would take more registers than there are.
     y += tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def in_one_half(X, T: tl.constexpr):
-    """What one pass needs of a spectrum: half the registers while the mask is computed."""
+    """A spectrum as one pass needs it, in half the registers, until the mask has been computed."""
     if T.PASSES == 1:
         return X.to(tl.float16)
     else:
@@ -229,7 +233,7 @@ def in_one_half(X, T: tl.constexpr):
 
 
 @triton.jit
-def stage_piece(
+def stage_chunk(
     x_ptr,  # the tile's first image
     spectrum_ptr,  # [2 D, IMAGES * H * F]
     matrices_ptr,
@@ -240,8 +244,8 @@ def stage_piece(
     PASSES: tl.constexpr,
     T: tl.constexpr,
 ):
-    """Channels c0, c0 + 1, ... of block k to the frequency domain."""
-    N: tl.constexpr = T.IMAGES * T.PIECE
+    """Transforms channels c0, c0 + 1, ... of block k to the frequency domain."""
+    N: tl.constexpr = T.IMAGES * T.CHANNEL_CHUNK
     offsets, inside = image_offsets(images, k, c0, N, T)
     x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     targets, kept = spectrum_offsets(c0, N, T)
@@ -256,20 +260,20 @@ def stage_piece(
 
 @triton.jit
 def map_rows(spectrum_ptr, f0, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T: tl.constexpr):
-    """The spectral map of frequencies f0, f0 + 1, ..., in place."""
+    """Applies the spectral map to frequencies f0, f0 + 1, ..., in place."""
     offsets, inside = row_offsets(f0, T)
     X = tl.load(spectrum_ptr + offsets, mask=inside, other=0.0)
     scale, undo = row_scales(X, EXPONENT)
-    Y = spectral_map(X * scale, undo, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T.ROWS, T)
+    Y = spectral_map(X * scale, undo, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, threshold, T.FREQUENCY_CHUNK, T)
     tl.store(spectrum_ptr + offsets, Y * undo, mask=inside)
 
 
 @triton.jit
 def map_rows_vjp(
     X_ptr,  # [2 D, IMAGES * H * F]
-    G_ptr,  # [2 D, IMAGES * H * F], becomes dX
+    G_ptr,  # [2 D, IMAGES * H * F], replaced by dX
     partials_ptr,  # [2 D + 1, 2 DH], then [2 DH + 1, 2 D]
-    before,  # 0: the partial gradients begin here
+    before,  # 0: this is the program's first chunk, and its partial sums start from zero
     f0,
     k,
     w1_ptr,
@@ -284,15 +288,15 @@ def map_rows_vjp(
     X = tl.load(X_ptr + offsets, mask=inside, other=0.0)
     G = tl.load(G_ptr + offsets, mask=inside, other=0.0)
     dX = spectral_map_vjp(
-        G, X, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, partials_ptr, before, threshold, PARAMETER_GRADS, T.ROWS, T
+        G, X, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, partials_ptr, before, threshold, PARAMETER_GRADS, T.FREQUENCY_CHUNK, T
     )
     tl.store(G_ptr + offsets, dX, mask=inside)
 
 
 @triton.jit
-def add_piece(
+def add_chunk(
     spectrum_ptr,  # [2 D, IMAGES * H * F]
-    x_ptr,  # the first image of what is added
+    x_ptr,  # the residual's first image
     y_ptr,
     matrices_ptr,
     images,
@@ -301,8 +305,8 @@ def add_piece(
     ADJOINT: tl.constexpr,
     T: tl.constexpr,
 ):
-    """Channels c0, c0 + 1, ... of block k back to space, the residual added."""
-    N: tl.constexpr = T.IMAGES * T.PIECE
+    """Transforms channels c0, c0 + 1, ... of block k back to space and adds the residual."""
+    N: tl.constexpr = T.IMAGES * T.CHANNEL_CHUNK
     sources, kept = spectrum_offsets(c0, N, T)
     Y = tl.load(spectrum_ptr + sources, mask=kept, other=0.0)
     y = to_space(Y, 1.0, matrices_ptr, ADJOINT, T.PASSES, N, T)
@@ -317,17 +321,17 @@ def add_piece(
 
 @triton.jit
 def image_offsets(images, k, c0, N: tl.constexpr, T: tl.constexpr):  # offsets and mask [HP, N, WP]
-    """Where channels c0, c0 + 1, ... of block k lie in a tile, from its first image on; N counts image by image."""
-    PIECE: tl.constexpr = N // T.IMAGES
+    """Where channels c0, c0 + 1, ... of block k are in a tile; N runs over its images and within each over channels."""
+    CHANNELS: tl.constexpr = N // T.IMAGES
     h, n, w = tl.arange(0, T.HP)[:, None, None], tl.arange(0, N)[None, :, None], tl.arange(0, T.WP)[None, None, :]
-    image, c = n // PIECE, c0 + n % PIECE
+    image, c = n // CHANNELS, c0 + n % CHANNELS
     offset = (image * (T.K * T.D) + k * T.D + c) * (T.H * T.W) + h * T.W + w
     return offset, (h < T.H) & (w < T.W) & (c < T.D) & (image < images)
 
 
 @triton.jit
 def spectrum_offsets(c0, N: tl.constexpr, T: tl.constexpr):  # offsets and mask [2 * HP, N, FP]
-    """Where a piece's frequencies lie in [2 D, IMAGES * H * F]."""
+    """Where the frequencies of a channel chunk are in [2 D, IMAGES * H * F]."""
     offset, kept = column_offsets(c0, N, T)
     v = tl.arange(0, T.FP)[None, None, :]
     return offset + v, kept & (v < T.F)
@@ -342,18 +346,18 @@ def nyquist_offsets(c0, N: tl.constexpr, T: tl.constexpr):  # offsets and mask [
 @triton.jit
 def column_offsets(c0, N: tl.constexpr, T: tl.constexpr):  # offsets and mask [2 * HP, N, 1], of v = 0
     kr, n = tl.arange(0, 2 * T.HP)[:, None, None], tl.arange(0, N)[None, :, None]
-    image, c = n // T.PIECE, c0 + n % T.PIECE
+    image, c = n // T.CHANNEL_CHUNK, c0 + n % T.CHANNEL_CHUNK
     offset = (2 * c + kr % 2) * (T.IMAGES * T.H * T.F) + image * (T.H * T.F) + kr // 2 * T.F
     return offset, (kr < 2 * T.H) & (c < T.D)
 
 
 @triton.jit
 def row_offsets(f0, T: tl.constexpr):  # offsets and mask [ROWS, 2 DP]
-    f, c = f0 + tl.arange(0, T.ROWS)[:, None], tl.arange(0, 2 * T.DP)[None, :]
+    f, c = f0 + tl.arange(0, T.FREQUENCY_CHUNK)[:, None], tl.arange(0, 2 * T.DP)[None, :]
     return c * (T.IMAGES * T.H * T.F) + f, (f < T.IMAGES * T.H * T.F) & (c < 2 * T.D)
 
 
-stage_piece_apart = triton.jit(stage_piece.fn, noinline=True)
-map_rows_apart = triton.jit(map_rows.fn, noinline=True)
-map_rows_vjp_apart = triton.jit(map_rows_vjp.fn, noinline=True)
-add_piece_apart = triton.jit(add_piece.fn, noinline=True)
+stage_chunk_noinline = triton.jit(stage_chunk.fn, noinline=True)
+map_rows_noinline = triton.jit(map_rows.fn, noinline=True)
+map_rows_vjp_noinline = triton.jit(map_rows_vjp.fn, noinline=True)
+add_chunk_noinline = triton.jit(add_chunk.fn, noinline=True)

@@ -1,13 +1,14 @@
 """The spectral map on a tile: pointwise in frequency, mixing the channels of a block.
 
-A complex row of D channels is one real row of 2 D numbers, channel 2 d + r, r = 0 real and 1 imaginary. A complex
-matrix then is a real one of twice the size, whose adjoint is its transpose: one product instead of four, and wide
-enough for the tensor cores even at D = 8.
+A complex row of D channels is stored as a real row of 2 D numbers, 2 d + r, with r = 0 for real and 1 for imaginary
+parts. A complex matrix is then a real one of twice the size, whose adjoint is its transpose: one product instead of
+four, and wide enough for the tensor cores even at D = 8.
 """
 
 import triton
 import triton.language as tl
 
+from affnet_kernels.kernels.activations import activation_value, activation_vjp
 from affnet_kernels.kernels.product import halves, product, row_scales, tile_scale
 
 EXPONENT: tl.constexpr = tl.constexpr(15)  # of scaled values: float16 ends at 2^16
@@ -22,7 +23,7 @@ def load_weight(
     IP: tl.constexpr,  # I and O padded
     OP: tl.constexpr,
     K: tl.constexpr,
-):  # high and low half of the scaled [2 IP, 2 OP]: (re, im; -im, re); what undoes the scale
+):  # high and low half of (re, im; -im, re), scaled, [2 IP, 2 OP]; the inverse of the scale
     i, o = tl.arange(0, IP)[:, None], tl.arange(0, OP)[None, :]
     ptr, inside = w_ptr + k * (I * O) + i * O + o, (i < I) & (o < O)
     re = tl.load(ptr, mask=inside, other=0.0)
@@ -52,36 +53,8 @@ def load_bias(
 
 
 @triton.jit
-def activate(v, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "relu":
-        return tl.maximum(v, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    elif ACTIVATION == "silu":
-        return v / (1.0 + tl.exp(-v))
-    elif ACTIVATION == "gelu":
-        return 0.5 * v * (1.0 + tl.erf(v * 0.7071067811865476))
-    else:
-        return v
-
-
-@triton.jit
-def activate_vjp(d, v, ACTIVATION: tl.constexpr):
-    """d * act'(v)."""
-    if ACTIVATION == "relu":
-        return tl.where(v <= 0.0, 0.0, d)
-    elif ACTIVATION == "silu":
-        s = 1.0 / (1.0 + tl.exp(-v))
-        return d * (s * (1.0 + v * (1.0 - s)))
-    elif ACTIVATION == "gelu":
-        cdf = 0.5 * (1.0 + tl.erf(v * 0.7071067811865476))
-        pdf = tl.exp(-0.5 * v * v) * 0.3989422804014327
-        return d * (cdf + v * pdf)
-    else:
-        return d
-
-
-@triton.jit
 def soft_shrink(v, threshold):
-    """v moved towards zero by `threshold`, and zero within it; minimum and maximum drop a NaN, v keeps it."""
+    """v moved towards zero by `threshold`, or zero within it; the clamped term is never NaN, v passes its NaN on."""
     return v - tl.minimum(tl.maximum(v, -threshold), threshold)
 
 
@@ -112,7 +85,7 @@ def linear(
     w_undo,
     PASSES: tl.constexpr,
 ):  # [ROWS, 2 OP]
-    """Rows are frequencies, and differ by orders of magnitude: each has a scale of its own."""
+    """A @ w. Rows are frequencies, whose magnitudes differ by orders: each has its own scale."""
     scale, undo = row_scales(A, EXPONENT)
     high, low = halves(A * scale)
     return product(high, low, w_high, w_low, PASSES) * (undo * w_undo)
@@ -130,11 +103,12 @@ def perceptron(
     PASSES: tl.constexpr,
     T: tl.constexpr,
 ):  # P1, O1 = act(P1) [ROWS, 2 DHP], P2 [ROWS, 2 DP]
-    """Both layers of the mask; P is a layer's value before the function."""
+    """Both layers of the mask; P is a layer's value before its activation."""
     w_high, w_low, w_undo = load_weight(w1_ptr, k, T.D, T.DH, T.DP, T.DHP, T.K)
     high, low = halves(X)
     P1 = product(high, low, w_high, w_low, PASSES) * (undo * w_undo) + load_bias(b1_ptr, k, T.DH, T.DHP, T.K)
-    O1 = activate(P1, T.ACTIVATION)
+    ACTIVATION: tl.constexpr = T.ACTIVATION  # Triton 3.6 cannot pass a tuple's str field to a function
+    O1 = activation_value(P1, ACTIVATION)
     w_high, w_low, w_undo = load_weight(w2_ptr, k, T.DH, T.D, T.DHP, T.DP, T.K)
     return P1, O1, linear(O1, w_high, w_low, w_undo, PASSES) + load_bias(b2_ptr, k, T.D, T.DP, T.K)
 
@@ -152,7 +126,7 @@ def spectral_map(
     ROWS: tl.constexpr,
     T: tl.constexpr,
 ):  # [ROWS, 2 DP]
-    """M(X) * X, at X's scale."""
+    """M(X) * X, scaled as X is."""
     _, _, P2 = perceptron(X.to(tl.float32), undo, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, T.PASSES, T)
     Mr, Mi = split(soft_shrink(P2, threshold), ROWS, T.DP)
     Xr, Xi = split(X.to(tl.float32), ROWS, T.DP)
@@ -168,17 +142,17 @@ def spectral_map_vjp(
     b1_ptr,
     w2_ptr,
     b2_ptr,
-    partials_ptr,  # [2 D + 1, 2 DH], then [2 DH + 1, 2 D]: where the parameters' gradients are summed
-    before,  # 0: the sums begin here
+    partials_ptr,  # [2 D + 1, 2 DH], then [2 DH + 1, 2 D]: the program's partial sums of parameter gradients
+    before,  # 0: they start from zero
     threshold,
     PARAMETER_GRADS: tl.constexpr,
     ROWS: tl.constexpr,
     T: tl.constexpr,
 ):  # dX [ROWS, 2 DP]
-    """The derivative of `spectral_map`; a gradient is used up as soon as it is there, which saves registers.
+    """The derivative of `spectral_map`. Each gradient is used as soon as it is known, which saves registers.
 
-    Both P are recomputed at float32 accuracy whatever T.PASSES says: an error of 3e-4 there opens or closes gates of
-    ReLU and soft-shrink, and gradients are then wrong by 2 %.
+    Both P are recomputed with float32 accuracy whatever T.PASSES is: an error of 3e-4 would flip gates of ReLU and
+    soft-shrink, and put gradients off by 2 %.
     """
     scale, undo = row_scales(X, EXPONENT)
     P1, O1, P2 = perceptron(X * scale, undo, k, w1_ptr, b1_ptr, w2_ptr, b2_ptr, 3, T)
@@ -192,7 +166,9 @@ def spectral_map_vjp(
         second_ptr = partials_ptr + (2 * T.D + 1) * 2 * T.DH
         add_parameter_grads(second_ptr, O1, dP2, before, T.DH, T.D, T.DHP, T.DP, T.PASSES)
     high, low, undo = load_weight(w2_ptr, k, T.DH, T.D, T.DHP, T.DP, T.K)
-    dP1 = activate_vjp(linear(dP2, tl.trans(high), tl.trans(low), undo, T.PASSES), P1, T.ACTIVATION)
+    ACTIVATION: tl.constexpr = T.ACTIVATION
+    dO1 = linear(dP2, tl.trans(high), tl.trans(low), undo, T.PASSES)
+    dP1 = activation_vjp(dO1, P1, ACTIVATION)
     if PARAMETER_GRADS:
         add_parameter_grads(partials_ptr, X, dP1, before, T.D, T.DH, T.DP, T.DHP, T.PASSES)
     high, low, undo = load_weight(w1_ptr, k, T.D, T.DH, T.DP, T.DHP, T.K)
@@ -201,7 +177,7 @@ def spectral_map_vjp(
 
 @triton.jit
 def add_parameter_grads(
-    ptr,  # [2 I + 1, 2 O]: of the stacked weight, and of the bias
+    ptr,  # [2 I + 1, 2 O]: sums for the stacked weight, then for the bias
     A,  # [ROWS, 2 IP], the layer's input
     dP,  # [ROWS, 2 OP]
     before,

@@ -1,4 +1,4 @@
-// What Python can see and set of the CUDA side, see extension.cpp.
+// The state of the CUDA backend that Python can read and set, see extension.cpp.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace affnet {
 
-int cufft_version();  // of the library that is loaded
+int cufft_version();  // of the loaded library
 PlanCacheInfo plan_cache_info(int device);
 void set_plan_cache_capacity(int device, int64_t plans);
 void clear_plan_cache(int device);

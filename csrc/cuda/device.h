@@ -1,14 +1,16 @@
-// What a kernel may ask of the machine: its place in the launch, rendezvous, and shared memory by byte offset. Kernels
-// use nothing else, so that emulator.h can run the same text on the host and check every access.
+// All that a kernel may ask of the machine: its place in the launch, barriers, exchange within a warp, and shared
+// memory by byte offset. Kernels use nothing else, so that the host emulator can run the same source and check every
+// access.
 #pragma once
 
 #include <cstdint>
 
+#include "host_device.h"
+
 #ifdef __CUDACC__
 
-#define AFFNET_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)  // threads, and CTAs of a multiprocessor
+#define AFFNET_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)  // threads per CTA, CTAs per multiprocessor
 #define AFFNET_DEVICE __device__ __forceinline__
-#define AFFNET_HOST_DEVICE __host__ __device__
 
 namespace affnet {
 
@@ -17,10 +19,10 @@ AFFNET_DEVICE int thread_count() { return static_cast<int>(blockDim.x); }
 AFFNET_DEVICE int64_t cta_index() { return blockIdx.x; }
 AFFNET_DEVICE int64_t cta_count() { return gridDim.x; }
 
-// All threads of the CTA meet; what they wrote to shared memory is visible to all.
+// Waits for all threads of the CTA; what they wrote to shared memory before is visible to all afterwards.
 AFFNET_DEVICE void barrier() { __syncthreads(); }
 
-// The same for the 32 threads of a warp.
+// The same among the 32 threads of a warp.
 AFFNET_DEVICE void warp_barrier() { __syncwarp(); }
 
 template <typename V>
@@ -28,12 +30,12 @@ AFFNET_DEVICE V shuffle_xor(V value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
-// c += a b for a warp, on tensor cores: a [16, 8] and b [8, 8] of TF32 (float32 of which the last 13 bits are not
-// read), c [16, 8] of float32. Lane (g, t) = (lane / 4, lane % 4) holds a[g + 8 (i % 2)][t + 4 (i / 2)], b[t + 4 i][g]
-// and c[g + 8 (i / 2)][2 t + i % 2] at i. All lanes of the warp must get here; it orders no access to memory.
+// c += a b by a warp on tensor cores: a [16, 8] and b [8, 8] are TF32 (float32 whose last 13 bits are ignored), c
+// [16, 8] is float32. In lane (g, t) = (lane / 4, lane % 4), element i is a[g + 8 (i % 2)][t + 4 (i / 2)],
+// b[t + 4 i][g] and c[g + 8 (i / 2)][2 t + i % 2]. All lanes of the warp must call it; it does not order memory.
 AFFNET_DEVICE void mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
 #if __CUDA_ARCH__ < 800
-  __trap();  // on_tensor_cores keeps such devices away
+  __trap();  // the launcher uses plain FMA on such devices
 #else
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
@@ -67,8 +69,9 @@ AFFNET_DEVICE void shared_store(uint32_t offset, V value) {
 
 #define AFFNET_KERNEL(...) inline void
 #define AFFNET_DEVICE inline
-#define AFFNET_HOST_DEVICE
 
+// The same functions for the host. The header is not in csrc: it is found through the include path of the tests that
+// build kernels with a host compiler (-Itests/cuda_host). Nothing else includes this file without nvcc.
 #include "emulator.h"
 
 #endif

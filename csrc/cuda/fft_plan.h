@@ -1,4 +1,4 @@
-// cuFFT plans: made once for a size, run on any stream with memory of the caller's.
+// cuFFT plans: made once for a size, run on any stream and in memory that the caller provides.
 #pragma once
 
 #include <c10/util/Exception.h>
@@ -19,7 +19,7 @@ inline void check_cufft(cufftResult result, const char* what) {
               static_cast<int>(result));
 }
 
-// kColumn is the transform of planes of width 1: complex along H, either way, with no rows to transform.
+// kColumn transforms planes of width 1: complex along H in either direction, with no rows to transform.
 enum class Transform { kRealToComplex, kComplexToReal, kColumn };
 
 struct PlanKey {
@@ -37,7 +37,7 @@ class FftPlan {
     const cudaDataType real = key.wide ? CUDA_R_64F : CUDA_R_32F, complex = key.wide ? CUDA_C_64F : CUDA_C_32F;
     const cudaDataType in = key.transform == Transform::kRealToComplex ? real : complex;
     const cudaDataType out = key.transform == Transform::kComplexToReal ? real : complex;
-    // A plane of one row or one column is transformed along one axis: lengths of 1 are not left to the library.
+    // A plane of one row or one column is transformed along one axis, so cuFFT never sees a length of 1.
     std::array<long long, 2> lengths{key.H, key.W};
     long long* n = lengths.data();
     int rank = 2;
@@ -51,7 +51,7 @@ class FftPlan {
     const cufftResult made = [&] {
       cufftResult result = cufftSetAutoAllocation(handle_, 0);
       if (result != CUFFT_SUCCESS) return result;
-      // Without embeddings the planes are contiguous.
+      // No embeddings: planes are contiguous.
       return cufftXtMakePlanMany(handle_, rank, n, nullptr, 1, 0, in, nullptr, 1, 0, out, key.planes, &work_bytes_,
                                  complex);
     }();
@@ -65,7 +65,7 @@ class FftPlan {
 
   size_t work_bytes() const { return work_bytes_; }
 
-  // `direction` matters for kColumn only. Stream and work area are the plan's state, hence the lock.
+  // `direction` matters for kColumn only. A plan has one stream and one work area at a time, hence the lock.
   void run(void* in, void* out, void* work, int direction, cudaStream_t stream) {
     const std::lock_guard lock(mutex_);
     check_cufft(cufftSetStream(handle_, stream), "take a stream");

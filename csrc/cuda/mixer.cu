@@ -1,6 +1,8 @@
-// The operators on CUDA: cuFFT, one kernel for the spectral map, cuFFT, a chunk of block-images at a time. Nothing here
-// waits for the device; after a call of the same size has made the plans, it can be captured in a CUDA graph.
+// The operators on CUDA: cuFFT, one kernel for the spectral map, cuFFT, one chunk of block-images after another.
+// Nothing here waits for the device. Once a call of the same sizes has made its cuFFT plans, the next can be captured
+// in a graph.
 #include <ATen/ATen.h>
+#include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
@@ -8,115 +10,141 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
+#include <type_traits>
+#include <utility>
 
 #include "checks.h"
 #include "controls.h"
-#include "mma_launch.h"
+#include "launch_plan.h"
+#include "spectral_map_mma.cuh"
 #include "spectral_map_vjp.cuh"
 #include "transforms.h"
 
 namespace affnet {
 namespace {
 
-constexpr size_t kDefaultPlans = 128;  // of a device; a call takes two, or four where its last chunk is smaller
+constexpr size_t kDefaultPlans = 128;  // per device; a call takes two, or four if its last chunk is smaller
 
-// Spectra and staging of a chunk. Small enough that a chunk's intermediate results may stay in the L2 cache of a large
-// GPU, large enough that its launches do not count: predicted, not measured.
+// For the spectra of a chunk. Small enough that intermediate results may stay in the L2 cache of a large GPU, large
+// enough that the time to launch kernels does not count: predicted, not measured.
 std::atomic<int64_t> workspace_bytes{int64_t{32} << 20};
 
-// CTAs of the backward map, over all blocks, and the bytes of their partial sums. Not taken from the device, so that
-// sums are the same on every GPU.
-constexpr int64_t kBackwardCtas = 512, kPartialBytes = int64_t{32} << 20;
+std::atomic<bool> tensor_cores_wanted{true};
 
-template <typename T>
-void launch_fma(const MapArguments<T>& a, bool backward, cudaStream_t stream) {
-  const Launch launch = launch_for<T>(a.D, a.Dh, backward);
-  const auto run = [&](auto* kernel, int64_t ctas) {
-    if (launch.shared_bytes > 48 * 1024) {
-      C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes));
-    }
-    kernel<<<static_cast<unsigned>(ctas), launch.threads, launch.shared_bytes, stream>>>(a);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  };
-  const int64_t ctas = backward ? a.K * a.runs : a.units * tiling_of(a.H, a.W, launch.tile).tiles;
-  switch (launch.tile) {
-    case 64:
-      return run(backward ? map_vjp_kernel<T, 64> : map_kernel<T, 64>, ctas);
-    case 32:
-      return run(backward ? map_vjp_kernel<T, 32> : map_kernel<T, 32>, ctas);
-    case 16:
-      return run(backward ? map_vjp_kernel<T, 16> : map_kernel<T, 16>, ctas);
-    default:
-      return run(backward ? map_vjp_kernel<T, 8> : map_kernel<T, 8>, ctas);
-  }
+bool may_use_tensor_cores(int device) {
+  return tensor_cores_wanted && at::cuda::getDeviceProperties(device)->major >= 8;  // 8.0 brought TF32
 }
 
-// A call's tensors, contiguous, and what its chunks share.
+// A kernel may use more than 48 KiB of shared memory only if it is told so. Once per kernel and device: it costs as
+// much time as a launch.
+void allow_shared_memory(const void* kernel, int bytes) {
+  constexpr int kAlwaysAllowed = 48 * 1024;
+  if (bytes <= kAlwaysAllowed) return;
+  static auto* const mutex = new std::mutex;
+  static auto* const allowed = new std::map<std::pair<const void*, int>, int>;
+  const std::lock_guard lock(*mutex);
+  int& found = (*allowed)[{kernel, c10::cuda::current_device()}];
+  if (found >= bytes) return;
+  C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  found = bytes;
+}
+
+template <typename... Args>
+void launch(void (*kernel)(Args...), int64_t ctas, int threads, int shared_bytes, cudaStream_t stream,
+            const std::type_identity_t<Args>&... args) {
+  allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
+  kernel<<<static_cast<unsigned>(ctas), threads, shared_bytes, stream>>>(args...);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// One allocation for all of a call's temporary arrays. It may be reused as soon as the call returns, but only for work
+// that comes later on the same stream.
+class Workspace {
+ public:
+  // Reserves room and returns its offset.
+  int64_t reserve(int64_t bytes) {
+    constexpr int64_t kAlignment = 256;
+    return std::exchange(bytes_, bytes_ + (bytes + kAlignment - 1) / kAlignment * kAlignment);
+  }
+
+  void allocate(const at::TensorOptions& options) { memory_ = at::empty({bytes_}, options.dtype(at::kByte)); }
+
+  template <typename V>
+  V* at(int64_t offset) const {
+    return reinterpret_cast<V*>(static_cast<char*>(memory_.data_ptr()) + offset);
+  }
+
+ private:
+  int64_t bytes_ = 0;
+  at::Tensor memory_;
+};
+
+template <typename S>
+CallFacts facts_of(const Sizes& n, int device, bool backward, bool parameter_grads) {
+  const int real_bytes = std::is_same_v<S, double> ? 8 : 4;
+  return {.B = n.B,
+          .H = n.H,
+          .W = n.W,
+          .K = n.K,
+          .D = n.D,
+          .Dh = n.Dh,
+          .workspace_bytes = workspace_bytes,
+          .real_bytes = real_bytes,
+          .converted = sizeof(S) != static_cast<size_t>(real_bytes),
+          .backward = backward,
+          .parameter_grads = parameter_grads,
+          .tensor_cores = may_use_tensor_cores(device)};
+}
+
+// A call's tensors, contiguous, its plan, and the arguments that its chunks share. S is the type of x, T the one
+// computed in.
 template <typename S, typename T>
 struct Call {
   Sizes n;
-  at::Tensor x;
+  CallFacts facts;
+  LaunchPlan plan;
+  at::Tensor x;  // [B, C, H, W]
   Parameters parameters;
-  MapArguments<T> map{};
-  bool tensor_cores = false;  // else plain FMA
   Transforms<S, T> transforms;
+  MapArguments<T> map{};
 
   Call(const Sizes& n, const at::Tensor& x, const Parameters& parameters, double sparsity_threshold,
-       Activation activation, bool backward)
-      : n(n), x(x.contiguous()), parameters(parameters.contiguous()), transforms(n, this->x) {
+       Activation activation, const CallFacts& facts, bool inverse)
+      : n(n),
+        facts(facts),
+        plan(plan_launch(facts)),
+        x(x.contiguous()),
+        parameters(parameters.contiguous()),
+        transforms(n, plan.chunk, x.get_device(), inverse) {
     const auto& [w1, b1, w2, b2] = this->parameters;
     map.w1 = w1.template const_data_ptr<T>(), map.b1 = b1.template const_data_ptr<T>();
     map.w2 = w2.template const_data_ptr<T>(), map.b2 = b2.template const_data_ptr<T>();
+    map.ctas_per_block = plan.ctas_per_block;
     map.K = static_cast<int>(n.K), map.D = static_cast<int>(n.D), map.Dh = static_cast<int>(n.Dh);
     map.H = static_cast<int>(n.H), map.W = static_cast<int>(n.W);
     map.scale = static_cast<T>(1 / std::sqrt(static_cast<double>(n.H) * static_cast<double>(n.W)));
     map.threshold = static_cast<T>(sparsity_threshold);
     map.activation = activation;
-    if constexpr (std::is_same_v<T, float>) tensor_cores = on_tensor_cores(map.D, map.Dh, backward);
   }
 
-  int64_t units() const { return n.B * n.K; }
-
-  // As many block-images as the workspace bound allows, at least one, in chunks of nearly equal size.
-  int64_t units_at_once(int spectra) const {
-    const int64_t staged = std::is_same_v<S, T> ? 0 : transforms.reals(1) * static_cast<int64_t>(sizeof(T));
-    const int64_t unit = spectra * transforms.numbers(1) * static_cast<int64_t>(sizeof(Complex<T>)) + staged;
-    // Frequencies are counted in 32 bits, and so are CTAs, of which each has four or more.
-    const int64_t countable = (int64_t{1} << 30) / (n.H * (n.W / 2 + 1));
-    const int64_t most = std::clamp<int64_t>(std::min(workspace_bytes.load() / unit, countable), 1, units());
-    const int64_t chunks = (units() + most - 1) / most;
-    return (units() + chunks - 1) / chunks;
-  }
-
-  at::Tensor spectra(int64_t units_at_once) const {
-    const int64_t bytes = transforms.numbers(units_at_once) * static_cast<int64_t>(sizeof(Complex<T>));
-    return at::empty({bytes}, x.options().dtype(at::kByte));
-  }
-
-  // CTAs that share a block in the backward map.
-  int64_t backward_runs(int64_t units_at_once) const {
-    if constexpr (std::is_same_v<T, float>) {
-      if (tensor_cores) return mma_vjp_runs(map, units_at_once);
+  void launch_map() const {
+    const int64_t ctas = plan.ctas(n.K, map.block_images);
+    if (plan.quads == 0) {
+      launch(fma_kernel<T>(plan, facts.backward), ctas, plan.threads, plan.shared_bytes, transforms.stream(), map);
+    } else if constexpr (std::is_same_v<T, float>) {
+      launch(mma_kernel(plan, facts.backward), ctas, plan.threads, plan.shared_bytes, transforms.stream(), map,
+             RowTiling(map.H, map.W));
     }
-    const int tile = launch_for<T>(map.D, map.Dh, true).tile;
-    const int64_t tiles = (units_at_once + n.K - 1) / n.K * tiling_of(map.H, map.W, tile).tiles;
-    return std::min(kBackwardCtas / n.K, tiles);
   }
 
-  void launch(bool backward) const {
-    if constexpr (std::is_same_v<T, float>) {
-      if (tensor_cores) return launch_mma(map, backward, transforms.stream());
-    }
-    launch_fma(map, backward, transforms.stream());
-  }
-
-  // Calls body(first unit, units, first element) for every chunk.
+  // Calls body(block-images, offset of the first one in x) for every chunk.
   template <typename Body>
-  void for_each_chunk(int64_t units_at_once, const Body& body) {
-    for (int64_t first = 0; first < units(); first += units_at_once) {
-      map.first_unit = first;
-      map.units = std::min(units_at_once, units() - first);
-      body(map.units, transforms.reals(first));
+  void for_each_chunk(const Body& body) {
+    const int64_t all = n.B * n.K;
+    for (map.first = 0; map.first < all; map.first += plan.chunk) {
+      map.block_images = std::min(plan.chunk, all - map.first);
+      body(map.block_images, transforms.reals(map.first));
     }
   }
 };
@@ -124,47 +152,55 @@ struct Call {
 template <typename S, typename T>
 at::Tensor run_forward(Call<S, T>& call) {
   at::Tensor y = at::empty_like(call.x);
-  const int64_t units_at_once = call.units_at_once(1);
-  const at::Tensor spectra = call.spectra(units_at_once);
-  call.map.X = static_cast<Complex<T>*>(spectra.data_ptr());
   const S* const x = call.x.template const_data_ptr<S>();
   S* const out = y.template data_ptr<S>();
-  call.for_each_chunk(units_at_once, [&](int64_t units, int64_t at) {
-    call.transforms.forward(x + at, call.map.X, units);
-    call.launch(false);
-    call.transforms.inverse(call.map.X, x + at, out + at, units);
+  auto& transforms = call.transforms;
+  Workspace workspace;
+  const int64_t X = workspace.reserve(spectrum_bytes(call.facts) * call.plan.chunk);
+  const int64_t scratch = workspace.reserve(transforms.scratch_bytes({x, out}));
+  workspace.allocate(call.x.options());
+  call.map.X = workspace.at<Complex<T>>(X);
+  transforms.set_scratch(workspace.at<char>(scratch));
+  call.for_each_chunk([&](int64_t block_images, int64_t at) {
+    transforms.forward(x + at, call.map.X, block_images);
+    call.launch_map();
+    transforms.inverse(call.map.X, x + at, out + at, block_images);
   });
   return y;
 }
 
 template <typename S, typename T>
-Gradients run_backward(Call<S, T>& call, const at::Tensor& dy, bool input_grad, bool parameter_grads) {
+Gradients run_backward(Call<S, T>& call, const at::Tensor& dy, bool input_grad) {
   const Sizes& n = call.n;
+  const bool parameter_grads = call.facts.parameter_grads;
   at::Tensor dx = input_grad ? at::empty_like(call.x) : at::empty({0}, call.x.options());
-  const int64_t units_at_once = call.units_at_once(2);
-  const at::Tensor X = call.spectra(units_at_once), G = call.spectra(units_at_once);
-  call.map.X = static_cast<Complex<T>*>(X.data_ptr());
-  call.map.G = static_cast<Complex<T>*>(G.data_ptr());
-  call.map.input_grad = input_grad;
-
-  const int64_t size = partial_size(call.map.D, call.map.Dh);
-  const int64_t room = kPartialBytes / (n.K * size * static_cast<int64_t>(sizeof(T)));
-  const int64_t runs = call.backward_runs(units_at_once);
-  call.map.runs = std::max<int64_t>(1, parameter_grads ? std::min(runs, room) : runs);
-  at::Tensor partials;
-  if (parameter_grads) {
-    partials = at::zeros({n.K * call.map.runs, size}, call.parameters.w1.options());
-    call.map.partials = partials.template data_ptr<T>();
-  }
-
   const S* const x = call.x.template const_data_ptr<S>();
   const S* const from = dy.const_data_ptr<S>();
   S* const out = input_grad ? dx.template data_ptr<S>() : nullptr;
-  call.for_each_chunk(units_at_once, [&](int64_t units, int64_t at) {
-    call.transforms.forward(x + at, call.map.X, units);
-    call.transforms.forward(from + at, call.map.G, units);
-    call.launch(true);
-    if (input_grad) call.transforms.inverse(call.map.G, from + at, out + at, units);
+  auto& transforms = call.transforms;
+  auto& map = call.map;
+  const int64_t partials_bytes =
+      parameter_grads ? n.K * map.ctas_per_block * partial_size(map.D, map.Dh) * int64_t{sizeof(T)} : 0;
+  Workspace workspace;
+  const int64_t X = workspace.reserve(spectrum_bytes(call.facts) * call.plan.chunk);
+  const int64_t G = workspace.reserve(spectrum_bytes(call.facts) * call.plan.chunk);
+  const int64_t scratch = workspace.reserve(transforms.scratch_bytes({x, from, out}));
+  const int64_t partials = workspace.reserve(partials_bytes);
+  workspace.allocate(call.x.options());
+  map.X = workspace.at<Complex<T>>(X);
+  map.G = workspace.at<Complex<T>>(G);
+  map.input_grad = input_grad;
+  transforms.set_scratch(workspace.at<char>(scratch));
+  if (parameter_grads) {
+    map.partials = workspace.at<T>(partials);
+    C10_CUDA_CHECK(cudaMemsetAsync(map.partials, 0, partials_bytes, transforms.stream()));
+  }
+
+  call.for_each_chunk([&](int64_t block_images, int64_t at) {
+    transforms.forward(x + at, map.X, block_images);
+    transforms.forward(from + at, map.G, block_images);
+    call.launch_map();
+    if (input_grad) transforms.inverse(map.G, from + at, out + at, block_images);
   });
 
   const auto gradient = [&](const at::Tensor& p) {
@@ -173,23 +209,22 @@ Gradients run_backward(Call<S, T>& call, const at::Tensor& dy, bool input_grad, 
   const auto& [w1, b1, w2, b2] = call.parameters;
   at::Tensor dw1 = gradient(w1), db1 = gradient(b1), dw2 = gradient(w2), db2 = gradient(b2);
   if (parameter_grads) {
-    constexpr int kThreads = 256;
-    const auto ctas = static_cast<unsigned>((n.K * size + kThreads - 1) / kThreads);
-    reduce_kernel<T><<<ctas, kThreads, 0, call.transforms.stream()>>>(
-        call.map.partials, call.map.runs, call.map.K, call.map.D, call.map.Dh, dw1.template data_ptr<T>(),
-        db1.template data_ptr<T>(), dw2.template data_ptr<T>(), db2.template data_ptr<T>());
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    const int64_t numbers = n.K * partial_size(map.D, map.Dh);
+    launch(reduce_kernel<T>, (numbers + kReduceThreads - 1) / kReduceThreads, kReduceThreads, 0, transforms.stream(),
+           map.partials, map.ctas_per_block, map.K, map.D, map.Dh, dw1.template data_ptr<T>(),
+           db1.template data_ptr<T>(), dw2.template data_ptr<T>(), db2.template data_ptr<T>());
   }
   return {dx, dw1, db1, dw2, db2};
 }
 
 void check_limits(const char* function, const Sizes& n) {
   TORCH_CHECK_VALUE(std::max(n.D, n.Dh) <= kMaxChannels, function, ": expected up to ", kMaxChannels,
-                    " channels and hidden channels a block, got ", n.D, " and ", n.Dh);
-  TORCH_CHECK_VALUE(n.H * n.W <= int64_t{1} << 30, function, ": expected up to 2^30 elements a plane, got ", n.H * n.W);
+                    " channels and hidden channels per block, got ", n.D, " and ", n.Dh);
+  TORCH_CHECK_VALUE(n.H * n.W <= kMaxPlane, function, ": expected up to ", kMaxPlane, " elements per plane, got ",
+                    n.H * n.W);
 }
 
-// Calls body(S{}, T{}) with the tensors' type and the one computed in.
+// Calls body(S{}, T{}) with the type of x and the one computed in.
 template <typename Body>
 auto with_types(const char* function, at::ScalarType type, const Body& body) {
   switch (type) {
@@ -218,8 +253,9 @@ at::Tensor forward(const at::Tensor& x,   // [B, C, H, W]
   check_limits(name, n);
   const c10::cuda::CUDAGuard guard(x.device());
   return with_types(name, x.scalar_type(), [&](auto s, auto t) {
-    Call<decltype(s), decltype(t)> call(n, x, parameters, sparsity_threshold, activation_named(name, activation),
-                                        false);
+    const CallFacts facts = facts_of<decltype(s)>(n, x.get_device(), false, false);
+    Call<decltype(s), decltype(t)> call(n, x, parameters, sparsity_threshold, activation_named(name, activation), facts,
+                                        true);
     return run_forward(call);
   });
 }
@@ -238,8 +274,10 @@ Gradients backward(const at::Tensor& dy,  // [B, C, H, W]
   check_limits(name, n);
   const c10::cuda::CUDAGuard guard(x.device());
   return with_types(name, x.scalar_type(), [&](auto s, auto t) {
-    Call<decltype(s), decltype(t)> call(n, x, parameters, sparsity_threshold, activation_named(name, activation), true);
-    return run_backward(call, dy.contiguous(), input_grad, parameter_grads);
+    const CallFacts facts = facts_of<decltype(s)>(n, x.get_device(), true, parameter_grads);
+    Call<decltype(s), decltype(t)> call(n, x, parameters, sparsity_threshold, activation_named(name, activation), facts,
+                                        input_grad);
+    return run_backward(call, dy.contiguous(), input_grad);
   });
 }
 
@@ -257,7 +295,7 @@ FftPlanCache& plan_cache(int device) {
 
 int cufft_version() {
   int version = 0;
-  check_cufft(cufftGetVersion(&version), "tell its version");
+  check_cufft(cufftGetVersion(&version), "report its version");
   return version;
 }
 
@@ -279,6 +317,17 @@ int64_t workspace_bound() { return workspace_bytes; }
 void set_workspace_bound(int64_t bytes) {
   TORCH_CHECK_VALUE(bytes > 0, "set_workspace_bound: expected bytes > 0, got ", bytes);
   workspace_bytes = bytes;
+}
+
+bool tensor_cores() { return tensor_cores_wanted; }
+
+void set_tensor_cores(bool use) { tensor_cores_wanted = use; }
+
+std::string map_kernel_name(int D, int Dh, bool backward) {
+  const Sizes n{1, D, 1, 1, 1, D, Dh};
+  const LaunchPlan plan = plan_launch(facts_of<float>(n, c10::cuda::current_device(), backward, true));
+  if (plan.quads > 0) return "tensor cores, " + std::to_string(plan.quads) + " quads of channels";
+  return "FMA, tiles of " + std::to_string(plan.tile) + " frequencies";
 }
 
 TORCH_LIBRARY_IMPL(affnet_kernels, CUDA, m) {

@@ -1,20 +1,17 @@
-// Complex matrix products on tensor cores at float32 accuracy, in registers from one layer to the next.
+// Complex matrix products on tensor cores at float32 accuracy; numbers stay in registers from one layer to the next.
 //
-// A product's rows are 16 frequencies, and a step of it takes four channels, a quad, as eight real ones. Lane (g, t) of
-// a warp holds channel t of each quad at rows g and g + 8. As the left operand (m16n8k8) these are its registers if the
-// contraction runs over the real parts of the quad and then over the imaginary ones; as the result they are if columns
-// 2 t and 2 t + 1 are the parts of channel t. So the result of a layer is the left operand of the next as it stands,
-// and what is done to a number by itself (bias, activation, product with the spectrum) needs no other lane. The order
-// of channels is in the weights: column n of a quad is part n % 2 of channel n / 2.
+// The rows of a product are 16 frequencies. One instruction (m16n8k8) contracts four complex channels, a quad, as eight
+// real numbers. Lane (g, t) of a warp holds channel t of every quad at rows g and g + 8. These registers are a left
+// operand if the contraction runs over the quad's real parts first and its imaginary parts next, and they are a result
+// if columns 2 t and 2 t + 1 are the real and the imaginary part of channel t. So the result of one layer is the left
+// operand of the next without any exchange, and elementwise work (bias, activation, product with the spectrum) needs no
+// other lane. Only the weights must be arranged for it: column n of a quad is the real (n even) or imaginary part of
+// channel n / 2.
 #pragma once
 
 #include "spectral_map.cuh"
 
 namespace affnet {
-
-constexpr int kQuadChannels = 4, kTileRows = 16;
-
-AFFNET_HOST_DEVICE constexpr int quads_of(int channels) { return (channels + kQuadChannels - 1) / kQuadChannels; }
 
 struct Lane {
   int g, t;
@@ -26,14 +23,14 @@ struct Quad {
   Complex<float> row[2];
 };
 
-// v = hi + lo, both read as TF32: hi is v to the nearest, lo what is left, of which the hardware reads the first 11
-// bits. A NaN may be lost in hi, but then it is in lo.
+// v = hi + lo as two TF32 numbers: hi is v rounded to nearest, lo the remainder, of which the hardware reads the first
+// 11 bits. If rounding turns a NaN into infinity in hi, lo is still a NaN.
 struct Split {
   float hi, lo;
   AFFNET_DEVICE explicit Split(float v) : hi(float_of((bits_of(v) + 0x1000) & 0xffffe000)), lo(v - hi) {}
 };
 
-// A left operand in two parts.
+// A left operand, split.
 struct Left {
   float hi[4], lo[4];
 
@@ -46,24 +43,25 @@ struct Left {
   AFFNET_DEVICE explicit Left(const Quad& q) : Left(q.row[0].re, q.row[1].re, q.row[0].im, q.row[1].im) {}
 };
 
+// A right operand, split.
 struct Right {
   float hi[2], lo[2];
 };
 
-// c += a b without lo lo, which is below float32's last bit; the small products first.
+// c += a b, small products first and without lo * lo, which is below float32's last bit.
 //
-// A tensor core rounds towards zero, so a long sum in its accumulator shrinks by half a bit a step (Ootomo and Yokota,
-// arXiv 2203.03341). The sum of a step starts from zero, and is added to the others as float32 adds.
+// A tensor core rounds towards zero, so a long sum in its accumulator loses half a bit per instruction (Ootomo and
+// Yokota, arXiv 2203.03341). Each product is therefore summed from zero and added to c by an ordinary float32 addition.
 AFFNET_DEVICE void multiply(float (&c)[4], const Left& a, const Right& b) {
-  float step[4] = {0.f, 0.f, 0.f, 0.f};
-  mma_tf32(step, a.lo, b.hi);
-  mma_tf32(step, a.hi, b.lo);
-  mma_tf32(step, a.hi, b.hi);
+  float product[4] = {0.f, 0.f, 0.f, 0.f};
+  mma_tf32(product, a.lo, b.hi);
+  mma_tf32(product, a.hi, b.lo);
+  mma_tf32(product, a.hi, b.hi);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) c[i] += step[i];
+  for (int i = 0; i < 4; ++i) c[i] += product[i];
 }
 
-// A complex number in two parts.
+// A complex number, split.
 struct alignas(16) SplitComplex {
   Complex<float> hi, lo;
 
@@ -73,36 +71,37 @@ struct alignas(16) SplitComplex {
   }
 };
 
-// A weight matrix in shared memory: [quads of inputs, quads of outputs, 4 inputs, 4 outputs], zero where there is no
-// channel. Each number stands there once. A lane selects the real weights of its column when it reads them, which takes
-// half the room, and the adjoint matrix is the same numbers, read by other lanes.
+// A weight matrix in shared memory: [quads of inputs, quads of outputs, 4 inputs, 4 outputs], padded with zeros. Each
+// complex number is stored once, half of what real 8 x 8 tiles would take: a lane picks the real weights of its column
+// when it reads. The adjoint matrix is the same memory read by different lanes.
 template <int kQuads>
 struct Weights {
-  static constexpr int kTile = kQuadChannels * kQuadChannels;
-  static constexpr int kBytes = kQuads * kQuads * kTile * static_cast<int>(sizeof(SplitComplex));
+  static constexpr int kQuadPair = kQuadChannels * kQuadChannels;  // weights from one quad to another
+  static constexpr int kBytes = mma_weight_bytes(kQuads);
+  static_assert(kBytes == kQuads * kQuads * kQuadPair * static_cast<int>(sizeof(SplitComplex)));
   uint32_t at;
 
-  // Both four inputs of an output and four outputs of an input are in different banks.
+  // The exclusive or puts the four inputs of an output, and the four outputs of an input, in different banks.
   AFFNET_DEVICE uint32_t offset(int q, int j, int i, int o) const {
-    return at +
-           static_cast<uint32_t>(((q * kQuads + j) * kTile + i * kQuadChannels + (o ^ i / 2)) * sizeof(SplitComplex));
+    return at + static_cast<uint32_t>(((q * kQuads + j) * kQuadPair + i * kQuadChannels + (o ^ i / 2)) *
+                                      sizeof(SplitComplex));
   }
 
-  // By all threads of a CTA, in the order of shared memory.
+  // Copies w to shared memory, by all threads of a CTA.
   AFFNET_DEVICE void stage(const Matrix<float>& w) const {
 #pragma unroll 1
-    for (int e = thread_index(); e < kQuads * kQuads * kTile; e += thread_count()) {
-      const int tile = e / kTile, row = e % kTile / kQuadChannels;
-      const int i = tile / kQuads * kQuadChannels + row;
-      const int o = tile % kQuads * kQuadChannels + (e % kQuadChannels ^ row / 2);
+    for (int e = thread_index(); e < kQuads * kQuads * kQuadPair; e += thread_count()) {
+      const int pair = e / kQuadPair, row = e % kQuadPair / kQuadChannels;
+      const int i = pair / kQuads * kQuadChannels + row;
+      const int o = pair % kQuads * kQuadChannels + (e % kQuadChannels ^ row / 2);
       Complex<float> value{0.f, 0.f};
       if (i < w.inputs && o < w.outputs) value = {w.re[i * w.outputs + o], w.im[i * w.outputs + o]};
       shared_store(at + static_cast<uint32_t>(e * sizeof(SplitComplex)), SplitComplex::of(value));
     }
   }
 
-  // Of quad q of the inputs and quad j of the outputs: to part g % 2 of output channel g / 2, from both parts of input
-  // channel t.
+  // The lane's operand from quad q of the inputs to quad j of the outputs: column g is the real (g even) or imaginary
+  // part of output channel g / 2, rows t and t + 4 are the parts of input channel t.
   AFFNET_DEVICE Right right(int q, int j, const Lane& lane) const {
     const auto w = shared_load<SplitComplex>(offset(q, j, lane.t, lane.g / 2));
     const bool imaginary = lane.g % 2 == 1;
@@ -110,7 +109,7 @@ struct Weights {
             {imaginary ? w.lo.im : w.lo.re, imaginary ? w.lo.re : -w.lo.im}};
   }
 
-  // The same of the conjugate transpose.
+  // The same for the conjugate transpose.
   AFFNET_DEVICE Right adjoint_right(int q, int j, const Lane& lane) const {
     const auto w = shared_load<SplitComplex>(offset(j, q, lane.g / 2, lane.t));
     const bool imaginary = lane.g % 2 == 1;
@@ -119,7 +118,7 @@ struct Weights {
   }
 };
 
-// acc += x w of quad q of the inputs, for all outputs.
+// acc += x w, where x is quad q of the inputs; all outputs.
 template <int kQuads, bool kAdjoint>
 AFFNET_DEVICE void add_quad(Quad (&acc)[kQuads], const Quad& x, int q, const Weights<kQuads>& w, const Lane& lane) {
   const Left left(x);

@@ -1,14 +1,14 @@
-// What lies between the tensors and cuFFT: the cast on the way in, and residual and cast on the way out.
+// The elementwise steps between the tensors and cuFFT: the conversion on the way in; residual and conversion on the way
+// out.
 #pragma once
 
-#include "activations.h"
 #include "device.h"
 
 namespace affnet {
 
 constexpr int kPlaneThreads = 256;
 
-// to[i * stride] = x[i]; with stride 2, real numbers become complex ones.
+// to[i * stride] = x[i]; with stride 2 the numbers become complex, with imaginary part 0.
 template <typename S, typename T>
 AFFNET_KERNEL(kPlaneThreads)
 load_kernel(const S* x, T* to, int64_t count, int stride) {
@@ -18,7 +18,7 @@ load_kernel(const S* x, T* to, int64_t count, int stride) {
   }
 }
 
-// y[i] = from[i * stride] + x[i], rounded once. y may be `from` itself.
+// y[i] = from[i * stride] + x[i], rounded once. y and `from` may be the same memory.
 template <typename S, typename T>
 AFFNET_KERNEL(kPlaneThreads)
 store_kernel(const T* from, const S* x, S* y, int64_t count, int stride) {

@@ -1,52 +1,47 @@
-// The spectral map on a CUDA device, between two cuFFT transforms: forward and vector-Jacobian product, in place.
+// The spectral map by plain FMA, in place between two cuFFT transforms. It serves float64 and the sizes for which there
+// is no tensor-core kernel (mma_quads in launch_plan.h, which also defines the words used here).
 //
-// A CTA takes the channels of one block at a tile of frequencies and keeps them in shared memory through both layers; a
-// thread computes `kOuts` channels at two frequencies. Every size is exact: no channel is padded in memory. This is the
-// plain FMA form, of float64 and of the sizes that the tensor cores do not take, see mma_quads in spectral_map_mma.cuh.
+// A CTA loads all channels of one block at a tile of frequencies into shared memory and keeps them there through both
+// layers; a thread computes `kThreadOutputs` channels at two frequencies. Channels are not padded in global memory.
 //
-// The masked spectrum is not Hermitian in the columns w = 0 and w = W/2, since the mask treats real and imaginary part
-// apart. The definition (a complex inverse along H, then one along W that ignores what should not be there) keeps the
-// Hermitian part of those columns, while a 2-D complex-to-real plan may read only half of them. So the kernels write
-// that Hermitian part: x is real, so X[-h, w] = conj X[h, w] there, and (Y(X) + conj Y(conj X)) / 2 needs no other
-// frequency. Whatever symmetry the plan assumes, it then holds.
+// The masked spectrum Y is not Hermitian in the special columns w = 0 and w = W/2, because the mask treats real and
+// imaginary parts separately. The definition (a complex inverse along H, then a complex-to-real one along W, which
+// ignores the imaginary part of those columns) keeps their Hermitian part, whereas a 2-D complex-to-real plan may read
+// only half of them and assume the rest. So the kernels store the Hermitian part itself, and every such plan gives the
+// same answer. It needs no other frequency: x is real, so X[-h, w] = conj X[h, w] there, and the Hermitian part of Y
+// is (Y(X) + conj Y(conj X)) / 2.
 #pragma once
 
 #include "activations.h"
 #include "device.h"
-#include "hermitian_weight.h"
+#include "launch_plan.h"
 
 namespace affnet {
-
-constexpr int kOuts = 4;
-constexpr int kMaxChannels = 128;  // of D and Dh
-
-// More than `launch_for` ever asks for: it tells the compiler how many registers a thread may have.
-template <typename T, bool kBackward>
-constexpr int kMaxThreads = sizeof(T) == 4 ? (kBackward ? 384 : 640) : (kBackward ? 256 : 384);
 
 template <typename T>
 struct alignas(2 * sizeof(T)) Complex {
   T re, im;
 };
 
-// Neighbouring channels' weights, read at once.
+// 16 bytes of neighbouring channels' weights, loaded by one instruction.
 template <typename T>
-struct alignas(16) Outs {
-  Complex<T> at[16 / (2 * sizeof(T))];
+struct alignas(16) WeightVector {
+  static constexpr int kCount = 16 / (2 * sizeof(T));
+  Complex<T> at[kCount];
 };
 
 template <typename T>
 struct MapArguments {
-  Complex<T>* X;  // [units, D, H, F], unnormalised; a unit is one block of one image
-  Complex<T>* G;  // [units, D, H, F], backward only: the spectrum of dy, replaced by that of dx
+  Complex<T>* X;  // [block_images, D, H, F], unnormalised
+  Complex<T>* G;  // [block_images, D, H, F], backward only: the spectrum of dy, replaced by that of dx
   const T* w1;    // [2, K, D, Dh]
   const T* b1;    // [2, K, Dh]
   const T* w2;    // [2, K, Dh, D]
   const T* b2;    // [2, K, D]
-  T* partials;    // [K, runs, partial_size], added to; null: no parameter gradients are wanted
-  int64_t units;
-  int64_t first_unit;  // unit u holds block (first_unit + u) % K
-  int64_t runs;        // CTAs that share the units of a block
+  T* partials;    // [K, ctas_per_block, partial_size], added to; null if no parameter gradients are wanted
+  int64_t block_images;
+  int64_t first;           // block-image i of the chunk belongs to block (first + i) % K
+  int64_t ctas_per_block;  // not read by the FMA forward kernel
   int K, D, Dh, H, W;
   T scale;  // 1 / sqrt(H W), of the orthonormal transforms; the kernel applies both factors
   T threshold;
@@ -54,57 +49,16 @@ struct MapArguments {
   bool input_grad;
 };
 
-// Parameter gradients of one block: dw1 [2, D, Dh], db1 [2, Dh], dw2 [2, Dh, D], db2 [2, D].
-AFFNET_HOST_DEVICE constexpr int64_t partial_size(int D, int Dh) { return 4 * int64_t{D} * Dh + 2 * (D + Dh); }
-
-struct Launch {
-  int tile;  // frequencies
-  int threads;
-  int shared_bytes;
-};
-
-// Rows of a weight matrix that are staged at a time: 128 bytes of each column.
-template <typename T>
-constexpr int kRows = 128 / (2 * sizeof(T));
-
-AFFNET_HOST_DEVICE constexpr int padded_outs(int channels) { return (channels + kOuts - 1) / kOuts * kOuts; }
-
-template <typename T>
-Launch launch_with_tile(int D, int Dh, bool backward, int tile) {
-  const int most = padded_outs(D > Dh ? D : Dh), rows = (backward ? 2 : 1) * (D + Dh);
-  const int threads = (most / kOuts * (tile / 2) + 31) / 32 * 32;
-  return {tile, threads, (kRows<T> * most + rows * (tile + 1)) * static_cast<int>(sizeof(Complex<T>))};
-}
-
-// The largest tile that leaves room for several CTAs on a multiprocessor, or the smallest there is.
-template <typename T>
-Launch launch_for(int D, int Dh, bool backward) {
-  int tile = 64;
-  while (tile > 8 && launch_with_tile<T>(D, Dh, backward, tile).shared_bytes > 48 * 1024) tile /= 2;
-  return launch_with_tile<T>(D, Dh, backward, tile);
-}
-
-// Tiles of a plane: those of the columns that stand for two of the full spectrum come first. The others, the special
-// ones, take half as many frequencies: with each goes its conjugate.
-struct Tiling {
-  int H, F, special_columns, regular_tiles, tiles;
-};
-
-AFFNET_HOST_DEVICE inline Tiling tiling_of(int H, int W, int tile) {
-  const int F = W / 2 + 1, special = hermitian_weight(0, W) + (W > 1 && hermitian_weight(F - 1, W) == 1 ? 1 : 0);
-  const int regular_tiles = static_cast<int>((int64_t{H} * (F - special) + tile - 1) / tile);
-  return {H, F, special, regular_tiles, regular_tiles + (H * special + tile / 2 - 1) / (tile / 2)};
-}
-
-// A thread's two frequencies and its channels. In a special tile the second is the first one's conjugate.
+// A thread's place in a tile: a group of channels at two frequencies. In a special tile the second frequency is the
+// conjugate of the first.
 template <int kTile>
 struct Place {
   static constexpr int kLanes = kTile / 2;
-  static constexpr int kStride = kTile + 1;  // of a channel's row in shared memory: odd, so that a column is as fast
+  static constexpr int kStride = kTile + 1;  // of a channel's row in shared memory: odd, so columns have no conflicts
 
   int lane, group, groups;
   bool special;
-  int frequency[2];  // in the plane; -1: none
+  int frequency[2];  // index in the plane [H, F], -1 beyond its end
 
   AFFNET_DEVICE Place(const Tiling& tiling, int tile)
       : lane(thread_index() % kLanes),
@@ -112,14 +66,14 @@ struct Place {
         groups(thread_count() / kLanes),
         special(tile >= tiling.regular_tiles) {
     if (special) {
-      frequency[0] = frequency[1] = item(tiling, (tile - tiling.regular_tiles) * kLanes + lane);
+      frequency[0] = frequency[1] = frequency_at(tiling, (tile - tiling.regular_tiles) * kLanes + lane);
     } else {
-      frequency[0] = item(tiling, tile * kTile + lane);
-      frequency[1] = item(tiling, tile * kTile + lane + kLanes);
+      frequency[0] = frequency_at(tiling, tile * kTile + lane);
+      frequency[1] = frequency_at(tiling, tile * kTile + lane + kLanes);
     }
   }
 
-  AFFNET_DEVICE int item(const Tiling& tiling, int index) const {
+  AFFNET_DEVICE int frequency_at(const Tiling& tiling, int index) const {
     const int columns = special ? tiling.special_columns : tiling.F - tiling.special_columns;
     const int h = index / columns, column = index % columns;
     if (h >= tiling.H) return -1;
@@ -127,22 +81,22 @@ struct Place {
   }
 
   template <typename T>
-  AFFNET_DEVICE uint32_t offset(uint32_t rows, int row, int slot) const {
-    return rows + static_cast<uint32_t>((row * kStride + lane + slot * kLanes) * sizeof(Complex<T>));
+  AFFNET_DEVICE uint32_t offset(uint32_t rows, int row, int f) const {
+    return rows + static_cast<uint32_t>((row * kStride + lane + f * kLanes) * sizeof(Complex<T>));
   }
 
-  // Both frequencies of a plane, scaled; zero where there is none.
+  // Both frequencies of a plane, scaled; zero beyond its end.
   template <typename T>
   AFFNET_DEVICE void load(Complex<T> (&value)[2], const Complex<T>* plane, T scale) const {
-    for (int slot = 0; slot < 2; ++slot) {
-      value[slot] = frequency[slot] < 0 ? Complex<T>{T(0), T(0)} : plane[frequency[slot]];
-      value[slot].re *= scale;
-      value[slot].im *= scale;
+    for (int f = 0; f < 2; ++f) {
+      value[f] = frequency[f] < 0 ? Complex<T>{T(0), T(0)} : plane[frequency[f]];
+      value[f].re *= scale;
+      value[f].im *= scale;
     }
     if (special) value[1].im = -value[1].im;
   }
 
-  // Stores both, or the Hermitian part.
+  // Stores both, or their Hermitian part in a special tile.
   template <typename T>
   AFFNET_DEVICE void store(const Complex<T> (&value)[2], Complex<T>* plane, T scale) const {
     if (special) {
@@ -151,18 +105,18 @@ struct Place {
       plane[frequency[0]] = {half * (value[0].re + value[1].re), half * (value[0].im - value[1].im)};
       return;
     }
-    for (int slot = 0; slot < 2; ++slot) {
-      if (frequency[slot] >= 0) plane[frequency[slot]] = {scale * value[slot].re, scale * value[slot].im};
+    for (int f = 0; f < 2; ++f) {
+      if (frequency[f] >= 0) plane[frequency[f]] = {scale * value[f].re, scale * value[f].im};
     }
   }
 };
 
-// A complex matrix [inputs, outputs] in two real ones, read as it lies or as its conjugate transpose.
+// One block's complex matrix [inputs, outputs], stored as two real ones; `adjoint` is its conjugate transpose.
 template <typename T>
 struct Matrix {
   const T *re, *im;
   int inputs, outputs, input_stride, output_stride;
-  T sign;  // of the imaginary part
+  T sign;  // multiplies the imaginary part
 
   AFFNET_DEVICE Matrix(const T* w, int64_t imaginary, int64_t block, int inputs, int outputs)
       : re(w + block * inputs * outputs),
@@ -182,10 +136,10 @@ struct Matrix {
   }
 };
 
-// Rows [first, first + rows) of w to shared memory at 0, complex, the outputs padded with zeros.
+// Copies rows [first, first + rows) of w to the start of shared memory, complex, outputs padded with zeros.
 template <typename T>
 AFFNET_DEVICE void stage(const Matrix<T>& w, int first, int rows) {
-  const int outputs = padded_outs(w.outputs);
+  const int outputs = padded_outputs(w.outputs);
   for (int e = thread_index(); e < rows * outputs; e += thread_count()) {
     // Neighbouring threads read neighbouring addresses.
     const int i = w.input_stride == 1 ? e % rows : e / outputs, o = w.input_stride == 1 ? e / rows : e % outputs;
@@ -198,37 +152,38 @@ AFFNET_DEVICE void stage(const Matrix<T>& w, int first, int rows) {
   }
 }
 
-// acc += x w, for a thread's channels at its two frequencies; x is [inputs, tile] in shared memory at `rows`. It starts
-// with a barrier: what the CTA wrote before is there to be read.
+// acc += x w for a thread's channels at its two frequencies; x is [inputs, tile] in shared memory at `x_rows`. It
+// starts with a barrier, so x may have been written by any thread just before.
 template <typename T, int kTile>
-AFFNET_DEVICE void block_linear(Complex<T> (&acc)[2][kOuts], const Place<kTile>& place, uint32_t rows,
+AFFNET_DEVICE void block_linear(Complex<T> (&acc)[2][kThreadOutputs], const Place<kTile>& place, uint32_t x_rows,
                                 const Matrix<T>& w) {
-  constexpr int kAtOnce = sizeof(Outs<T>) / sizeof(Complex<T>);
-  const int outputs = padded_outs(w.outputs);
-  for (int first = 0; first < w.inputs; first += kRows<T>) {
-    const int count = w.inputs - first < kRows<T> ? w.inputs - first : kRows<T>;
+  constexpr int kRows = staged_rows(kTile, sizeof(Complex<T>));
+  const int outputs = padded_outputs(w.outputs);
+  for (int first = 0; first < w.inputs; first += kRows) {
+    const int count = w.inputs - first < kRows ? w.inputs - first : kRows;
     barrier();
     stage(w, first, count);
     barrier();
-    if (place.group * kOuts >= outputs) continue;
+    if (place.group * kThreadOutputs >= outputs) continue;
 #pragma unroll 4
     for (int i = 0; i < count; ++i) {
-      const Complex<T> x[2] = {shared_load<Complex<T>>(place.template offset<T>(rows, first + i, 0)),
-                               shared_load<Complex<T>>(place.template offset<T>(rows, first + i, 1))};
+      const Complex<T> x[2] = {shared_load<Complex<T>>(place.template offset<T>(x_rows, first + i, 0)),
+                               shared_load<Complex<T>>(place.template offset<T>(x_rows, first + i, 1))};
 #pragma unroll
-      for (int o = 0; o < kOuts; o += kAtOnce) {
-        const uint32_t at = static_cast<uint32_t>((i * outputs + place.group * kOuts + o) * sizeof(Complex<T>));
-        const Outs<T> weights = shared_load<Outs<T>>(at);
+      for (int o = 0; o < kThreadOutputs; o += WeightVector<T>::kCount) {
+        const uint32_t at =
+            static_cast<uint32_t>((i * outputs + place.group * kThreadOutputs + o) * sizeof(Complex<T>));
+        const WeightVector<T> weights = shared_load<WeightVector<T>>(at);
 #pragma unroll
-        for (int j = 0; j < kAtOnce; ++j) {
+        for (int j = 0; j < WeightVector<T>::kCount; ++j) {
           const Complex<T> v = weights.at[j];
 #pragma unroll
-          for (int slot = 0; slot < 2; ++slot) {
-            Complex<T>& a = acc[slot][o + j];
-            a.re += x[slot].re * v.re;
-            a.re -= x[slot].im * v.im;
-            a.im += x[slot].re * v.im;
-            a.im += x[slot].im * v.re;
+          for (int f = 0; f < 2; ++f) {
+            Complex<T>& a = acc[f][o + j];
+            a.re += x[f].re * v.re;
+            a.re -= x[f].im * v.im;
+            a.im += x[f].re * v.im;
+            a.im += x[f].im * v.re;
           }
         }
       }
@@ -236,13 +191,14 @@ AFFNET_DEVICE void block_linear(Complex<T> (&acc)[2][kOuts], const Place<kTile>&
   }
 }
 
-// Both slots begin as the bias of the thread's channels; `bias` null: as zero.
+// Sets both frequencies to the bias of the thread's channels, or to zero if `bias` is null.
 template <typename T>
-AFFNET_DEVICE void start(Complex<T> (&acc)[2][kOuts], const T* bias, int64_t imaginary, int group, int outputs) {
-  for (int o = 0; o < kOuts; ++o) {
-    const int channel = group * kOuts + o;
-    const bool there = bias != nullptr && channel < outputs;
-    acc[0][o] = acc[1][o] = there ? Complex<T>{bias[channel], bias[imaginary + channel]} : Complex<T>{T(0), T(0)};
+AFFNET_DEVICE void start(Complex<T> (&acc)[2][kThreadOutputs], const T* bias, int64_t imaginary, int group,
+                         int outputs) {
+  for (int o = 0; o < kThreadOutputs; ++o) {
+    const int channel = group * kThreadOutputs + o;
+    const bool exists = bias != nullptr && channel < outputs;
+    acc[0][o] = acc[1][o] = exists ? Complex<T>{bias[channel], bias[imaginary + channel]} : Complex<T>{T(0), T(0)};
   }
 }
 
@@ -256,12 +212,12 @@ AFFNET_DEVICE T activate_vjp(T d, T v, Activation activation) {
   return with_activation(activation, [&](auto a) { return activate_vjp<decltype(a)::value>(d, v); });
 }
 
-// One block of the call: its weights, and where its tiles lie in shared memory, behind the staged weights.
+// The parameters of one block, and the offsets of its tile's arrays in shared memory, behind the staged weights.
 template <typename T, int kTile>
 struct Block {
   Matrix<T> w1, w2;
   const T *b1, *b2;
-  uint32_t X, O1, P1, dP2;  // [D], [Dh], then backward only [Dh], [D]; rows of `kStride` complex numbers
+  uint32_t X, O1, P1, dP2;  // D, Dh, and backward only Dh, D rows of `kStride` complex numbers
 
   AFFNET_DEVICE Block(const MapArguments<T>& a, int k)
       : w1(a.w1, int64_t{a.K} * a.D * a.Dh, k, a.D, a.Dh),
@@ -269,7 +225,7 @@ struct Block {
         b1(a.b1 + int64_t{k} * a.Dh),
         b2(a.b2 + int64_t{k} * a.D) {
     constexpr uint32_t kRowBytes = Place<kTile>::kStride * sizeof(Complex<T>);
-    X = static_cast<uint32_t>(kRows<T> * padded_outs(a.D > a.Dh ? a.D : a.Dh) * sizeof(Complex<T>));
+    X = static_cast<uint32_t>(staged_bytes(a.D, a.Dh, kTile, sizeof(Complex<T>)));
     O1 = X + a.D * kRowBytes;
     P1 = O1 + a.Dh * kRowBytes;
     dP2 = P1 + a.Dh * kRowBytes;
@@ -280,22 +236,23 @@ struct Block {
     for (int d = place.group; d < a.D; d += place.groups) {
       Complex<T> value[2];
       place.load(value, X_planes + d * plane, a.scale);
-      for (int slot = 0; slot < 2; ++slot) shared_store(place.template offset<T>(X, d, slot), value[slot]);
+      for (int f = 0; f < 2; ++f) shared_store(place.template offset<T>(X, d, f), value[f]);
     }
   }
 
-  // The mask before soft-shrink, of the thread's channels. Leaves act(P1) in shared memory, and P1 if `keep`.
-  AFFNET_DEVICE void mask(Complex<T> (&acc)[2][kOuts], const MapArguments<T>& a, const Place<kTile>& place,
-                          bool keep) const {
+  // Computes the mask before soft-shrink at the thread's channels. Leaves O1 = act(P1) in shared memory, and P1 too if
+  // `keep_P1`.
+  AFFNET_DEVICE void mask(Complex<T> (&acc)[2][kThreadOutputs], const MapArguments<T>& a, const Place<kTile>& place,
+                          bool keep_P1) const {
     start(acc, b1, int64_t{a.K} * a.Dh, place.group, a.Dh);
     block_linear<T, kTile>(acc, place, X, w1);
-    for (int o = 0; o < kOuts; ++o) {
-      const int channel = place.group * kOuts + o;
+    for (int o = 0; o < kThreadOutputs; ++o) {
+      const int channel = place.group * kThreadOutputs + o;
       if (channel >= a.Dh) break;
-      for (int slot = 0; slot < 2; ++slot) {
-        const Complex<T> p = acc[slot][o];
-        if (keep) shared_store(place.template offset<T>(P1, channel, slot), p);
-        shared_store(place.template offset<T>(O1, channel, slot),
+      for (int f = 0; f < 2; ++f) {
+        const Complex<T> p = acc[f][o];
+        if (keep_P1) shared_store(place.template offset<T>(P1, channel, f), p);
+        shared_store(place.template offset<T>(O1, channel, f),
                      Complex<T>{activate(p.re, a.activation), activate(p.im, a.activation)});
       }
     }
@@ -304,28 +261,28 @@ struct Block {
   }
 };
 
-// X := map(X). One CTA a tile.
+// X := map(X), one CTA per tile.
 template <typename T, int kTile>
 AFFNET_KERNEL((kMaxThreads<T, false>))
 map_kernel(MapArguments<T> a) {
   const Tiling tiling = tiling_of(a.H, a.W, kTile);
-  const int64_t unit = cta_index() / tiling.tiles, plane = int64_t{a.H} * tiling.F;
+  const int64_t image = cta_index() / tiling.tiles, plane = int64_t{a.H} * tiling.F;
   const Place<kTile> place(tiling, static_cast<int>(cta_index() % tiling.tiles));
-  const Block<T, kTile> block(a, static_cast<int>((a.first_unit + unit) % a.K));
-  Complex<T>* const planes = a.X + unit * a.D * plane;
+  const Block<T, kTile> block(a, static_cast<int>((a.first + image) % a.K));
+  Complex<T>* const planes = a.X + image * a.D * plane;
 
   block.load_tile(a, place, planes, plane);
-  Complex<T> acc[2][kOuts];
+  Complex<T> acc[2][kThreadOutputs];
   block.mask(acc, a, place, false);
 #pragma unroll
-  for (int o = 0; o < kOuts; ++o) {
-    const int d = place.group * kOuts + o;
+  for (int o = 0; o < kThreadOutputs; ++o) {
+    const int d = place.group * kThreadOutputs + o;
     if (d >= a.D) break;
     Complex<T> Y[2];
-    for (int slot = 0; slot < 2; ++slot) {
-      const Complex<T> x = shared_load<Complex<T>>(place.template offset<T>(block.X, d, slot));
-      const Complex<T> m{soft_shrink(acc[slot][o].re, a.threshold), soft_shrink(acc[slot][o].im, a.threshold)};
-      Y[slot] = {m.re * x.re - m.im * x.im, m.re * x.im + m.im * x.re};
+    for (int f = 0; f < 2; ++f) {
+      const Complex<T> x = shared_load<Complex<T>>(place.template offset<T>(block.X, d, f));
+      const Complex<T> m{soft_shrink(acc[f][o].re, a.threshold), soft_shrink(acc[f][o].im, a.threshold)};
+      Y[f] = {m.re * x.re - m.im * x.im, m.re * x.im + m.im * x.re};
     }
     place.store(Y, planes + d * plane, a.scale);
   }

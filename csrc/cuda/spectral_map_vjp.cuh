@@ -1,12 +1,12 @@
-// The vector-Jacobian product of the spectral map, and the parameters' gradients in a fixed order of summation.
+// The vector-Jacobian product of the spectral map by plain FMA, with parameter gradients summed in a fixed order.
 #pragma once
 
 #include "spectral_map.cuh"
 
 namespace affnet {
 
-// dw += x^H dP over a tile's first `count` frequencies, each `weight` times; x is [inputs, tile] and dP [outputs,
-// tile]. An element of dw belongs to one thread for all tiles, so there is nothing to order between threads.
+// dw += weight * x^H dP over the first `count` frequencies of a tile; x is [inputs, tile] and dP [outputs, tile] in
+// shared memory. An element of dw belongs to the same thread for all tiles, so its sum needs no synchronisation.
 template <typename T, int kTile>
 AFFNET_DEVICE void add_weight_grad(T* dw,  // [2, inputs, outputs]
                                    uint32_t x, uint32_t dP, int inputs, int outputs, int count, T weight) {
@@ -16,15 +16,15 @@ AFFNET_DEVICE void add_weight_grad(T* dw,  // [2, inputs, outputs]
     return rows + static_cast<uint32_t>((row * kStride + t) * sizeof(Complex<T>));
   };
   for (int e = thread_index(); e < half_i * half_o; e += thread_count()) {
-    // Two inputs by two outputs, half the matrix apart: neighbouring threads read neighbouring rows.
+    // Two inputs by two outputs, half a matrix apart so that neighbouring threads read neighbouring rows.
     const int i[2] = {e / half_o, e / half_o + half_i}, o[2] = {e % half_o, e % half_o + half_o};
-    const int i_there[2] = {i[0], i[1] < inputs ? i[1] : i[0]}, o_there[2] = {o[0], o[1] < outputs ? o[1] : o[0]};
+    const int i_read[2] = {i[0], i[1] < inputs ? i[1] : i[0]}, o_read[2] = {o[0], o[1] < outputs ? o[1] : o[0]};
     Complex<T> sum[2][2] = {};
     for (int t = 0; t < count; ++t) {
-      const Complex<T> a[2] = {shared_load<Complex<T>>(at(x, i_there[0], t)),
-                               shared_load<Complex<T>>(at(x, i_there[1], t))};
-      const Complex<T> d[2] = {shared_load<Complex<T>>(at(dP, o_there[0], t)),
-                               shared_load<Complex<T>>(at(dP, o_there[1], t))};
+      const Complex<T> a[2] = {shared_load<Complex<T>>(at(x, i_read[0], t)),
+                               shared_load<Complex<T>>(at(x, i_read[1], t))};
+      const Complex<T> d[2] = {shared_load<Complex<T>>(at(dP, o_read[0], t)),
+                               shared_load<Complex<T>>(at(dP, o_read[1], t))};
 #pragma unroll
       for (int p = 0; p < 2; ++p) {
 #pragma unroll
@@ -47,7 +47,7 @@ AFFNET_DEVICE void add_weight_grad(T* dw,  // [2, inputs, outputs]
   }
 }
 
-// db += dP summed over a tile's first `count` frequencies, each `weight` times.
+// db += weight * the sum of dP over the first `count` frequencies of a tile.
 template <typename T, int kTile>
 AFFNET_DEVICE void add_bias_grad(T* db,  // [2, outputs]
                                  uint32_t dP, int outputs, int count, T weight) {
@@ -64,41 +64,41 @@ AFFNET_DEVICE void add_bias_grad(T* db,  // [2, outputs]
   }
 }
 
-// One tile: G := vjp(G), and the parameters' gradients added to `partial`.
+// One tile: G := vjp(G), and the parameter gradients are added to `partial` unless that is null.
 template <typename T, int kTile>
 AFFNET_DEVICE void map_vjp_tile(const MapArguments<T>& a, const Block<T, kTile>& block, const Place<kTile>& place,
                                 const Complex<T>* X_planes, Complex<T>* G_planes, int64_t plane, T* partial) {
   block.load_tile(a, place, X_planes, plane);
-  Complex<T> acc[2][kOuts], direct[2][kOuts];
+  Complex<T> acc[2][kThreadOutputs], direct[2][kThreadOutputs];
   block.mask(acc, a, place, true);
 #pragma unroll
-  for (int o = 0; o < kOuts; ++o) {
-    const int d = place.group * kOuts + o;
+  for (int o = 0; o < kThreadOutputs; ++o) {
+    const int d = place.group * kThreadOutputs + o;
     if (d >= a.D) break;
     Complex<T> G[2];
     place.load(G, G_planes + d * plane, a.scale);
 #pragma unroll
-    for (int slot = 0; slot < 2; ++slot) {
-      const Complex<T> p = acc[slot][o], g = G[slot];
-      const Complex<T> x = shared_load<Complex<T>>(place.template offset<T>(block.X, d, slot));
+    for (int f = 0; f < 2; ++f) {
+      const Complex<T> p = acc[f][o], g = G[f];
+      const Complex<T> x = shared_load<Complex<T>>(place.template offset<T>(block.X, d, f));
       const Complex<T> m{soft_shrink(p.re, a.threshold), soft_shrink(p.im, a.threshold)};
-      direct[slot][o] = {g.re * m.re + g.im * m.im, g.im * m.re - g.re * m.im};
+      direct[f][o] = {g.re * m.re + g.im * m.im, g.im * m.re - g.re * m.im};
       const Complex<T> dP2{soft_shrink_vjp(g.re * x.re + g.im * x.im, p.re, a.threshold),
                            soft_shrink_vjp(g.im * x.re - g.re * x.im, p.im, a.threshold)};
-      shared_store(place.template offset<T>(block.dP2, d, slot), dP2);
+      shared_store(place.template offset<T>(block.dP2, d, f), dP2);
     }
   }
 
   start<T>(acc, nullptr, 0, place.group, a.Dh);
   block_linear<T, kTile>(acc, place, block.dP2, block.w2.adjoint());
 #pragma unroll
-  for (int o = 0; o < kOuts; ++o) {
-    const int channel = place.group * kOuts + o;
+  for (int o = 0; o < kThreadOutputs; ++o) {
+    const int channel = place.group * kThreadOutputs + o;
     if (channel >= a.Dh) break;
 #pragma unroll
-    for (int slot = 0; slot < 2; ++slot) {  // dP1 takes P1's place: each thread reads and writes its own
-      const uint32_t at = place.template offset<T>(block.P1, channel, slot);
-      const Complex<T> p = shared_load<Complex<T>>(at), d = acc[slot][o];
+    for (int f = 0; f < 2; ++f) {  // dP1 overwrites P1: a thread reads and writes only its own elements
+      const uint32_t at = place.template offset<T>(block.P1, channel, f);
+      const Complex<T> p = shared_load<Complex<T>>(at), d = acc[f][o];
       shared_store(at, Complex<T>{activate_vjp(d.re, p.re, a.activation), activate_vjp(d.im, p.im, a.activation)});
     }
   }
@@ -107,19 +107,19 @@ AFFNET_DEVICE void map_vjp_tile(const MapArguments<T>& a, const Block<T, kTile>&
     start<T>(acc, nullptr, 0, place.group, a.D);
     block_linear<T, kTile>(acc, place, block.P1, block.w1.adjoint());
 #pragma unroll
-    for (int o = 0; o < kOuts; ++o) {
-      const int d = place.group * kOuts + o;
+    for (int o = 0; o < kThreadOutputs; ++o) {
+      const int d = place.group * kThreadOutputs + o;
       if (d >= a.D) break;
       Complex<T> dX[2];
-      for (int slot = 0; slot < 2; ++slot) {
-        dX[slot] = {direct[slot][o].re + acc[slot][o].re, direct[slot][o].im + acc[slot][o].im};
+      for (int f = 0; f < 2; ++f) {
+        dX[f] = {direct[f][o].re + acc[f][o].re, direct[f][o].im + acc[f][o].im};
       }
       place.store(dX, G_planes + d * plane, a.scale);
     }
   }
   if (partial == nullptr) return;
   barrier();
-  // A special tile's second half only makes its first half Hermitian; it is no part of the sum over frequencies.
+  // The second half of a special tile holds conjugates, which are not part of the sum over frequencies.
   const int count = place.special ? kTile / 2 : kTile;
   const T weight = static_cast<T>(hermitian_weight(place.special ? 0 : 1, a.W));
   const int64_t dw = 2 * int64_t{a.D} * a.Dh;
@@ -130,31 +130,33 @@ AFFNET_DEVICE void map_vjp_tile(const MapArguments<T>& a, const Block<T, kTile>&
   add_bias_grad<T, kTile>(dw2 + dw, block.dP2, a.D, count, weight);
 }
 
-// G := vjp(G), and one partial sum of the parameters' gradients a CTA. CTA (k, run) takes every `runs`th tile of block
-// k.
+// G := vjp(G), and one partial sum of the parameter gradients per CTA. CTA (k, i) takes tiles i, i + ctas_per_block,
+// ... of block k.
 template <typename T, int kTile>
 AFFNET_KERNEL((kMaxThreads<T, true>))
 map_vjp_kernel(MapArguments<T> a) {
   const Tiling tiling = tiling_of(a.H, a.W, kTile);
-  const int k = static_cast<int>(cta_index() / a.runs);
-  const int64_t run = cta_index() % a.runs, plane = int64_t{a.H} * tiling.F;
+  const int k = static_cast<int>(cta_index() / a.ctas_per_block);
+  const int64_t cta = cta_index() % a.ctas_per_block, plane = int64_t{a.H} * tiling.F;
   const Block<T, kTile> block(a, k);
   T* const partial = a.partials == nullptr ? nullptr : a.partials + cta_index() * partial_size(a.D, a.Dh);
-  const int64_t first = (k - a.first_unit % a.K + a.K) % a.K;  // unit of block k
-  const int64_t tiles = first < a.units ? ((a.units - first - 1) / a.K + 1) * tiling.tiles : 0;
-  for (int64_t tile = run; tile < tiles; tile += a.runs) {
-    barrier();  // the tile before is used up
+  const int64_t first = (k - a.first % a.K + a.K) % a.K;  // block-image of block k in the chunk
+  const int64_t tiles = first < a.block_images ? ((a.block_images - first - 1) / a.K + 1) * tiling.tiles : 0;
+  for (int64_t tile = cta; tile < tiles; tile += a.ctas_per_block) {
+    barrier();  // every thread is done with the previous tile
     const Place<kTile> place(tiling, static_cast<int>(tile % tiling.tiles));
     const int64_t offset = (first + tile / tiling.tiles * a.K) * a.D * plane;
     map_vjp_tile<T, kTile>(a, block, place, a.X + offset, a.G + offset, plane, partial);
   }
 }
 
-// The four gradients: the partial sums of each block, added up in order.
+constexpr int kReduceThreads = 256;
+
+// The four parameter gradients: the partial sums of each block, added in order.
 template <typename T>
-AFFNET_KERNEL(256)
-reduce_kernel(const T* partials,  // [K, runs, partial_size]
-              int64_t runs, int K, int D, int Dh,
+AFFNET_KERNEL(kReduceThreads)
+reduce_kernel(const T* partials,  // [K, ctas_per_block, partial_size]
+              int64_t ctas_per_block, int K, int D, int Dh,
               // outputs
               T* dw1,  // [2, K, D, Dh]
               T* db1,  // [2, K, Dh]
@@ -165,19 +167,45 @@ reduce_kernel(const T* partials,  // [K, runs, partial_size]
   if (element >= K * size) return;
   const int64_t k = element / size;
   int64_t index = element % size;
-  const T* const from = partials + k * runs * size + index;
+  const T* const from = partials + k * ctas_per_block * size + index;
   T sum = T(0);
-  for (int64_t run = 0; run < runs; ++run) sum += from[run * size];
+  for (int64_t i = 0; i < ctas_per_block; ++i) sum += from[i * size];
   T* const to[4] = {dw1, db1, dw2, db2};
   const int64_t counts[4] = {int64_t{D} * Dh, Dh, int64_t{D} * Dh, D};
   for (int p = 0; p < 4; ++p) {
     if (index < 2 * counts[p]) {
-      const int64_t part = index / counts[p];
-      to[p][(part * K + k) * counts[p] + index % counts[p]] = sum;
+      const int64_t imaginary = index / counts[p];
+      to[p][(imaginary * K + k) * counts[p] + index % counts[p]] = sum;
       return;
     }
     index -= 2 * counts[p];
   }
+}
+
+// The kernel of a plan without tensor cores. Naming every instance here is what compiles them.
+template <typename T>
+using FmaKernel = void (*)(MapArguments<T>);
+
+template <typename T, int... kTiles>
+FmaKernel<T> fma_kernel(int tile, bool backward, std::integer_sequence<int, kTiles...>) {
+  FmaKernel<T> kernel = nullptr;
+  const auto consider = [&](auto candidate) {
+    constexpr int kTile = decltype(candidate)::value;
+    if (tile != kTile) return;
+    if constexpr (kTile >= kMinTile<T, false>) {
+      if (!backward) kernel = &map_kernel<T, kTile>;
+    }
+    if constexpr (kTile >= kMinTile<T, true>) {
+      if (backward) kernel = &map_vjp_kernel<T, kTile>;
+    }
+  };
+  (consider(std::integral_constant<int, kTiles>{}), ...);
+  return kernel;
+}
+
+template <typename T>
+FmaKernel<T> fma_kernel(const LaunchPlan& plan, bool backward) {
+  return fma_kernel<T>(plan.tile, backward, FmaTiles{});
 }
 
 }  // namespace affnet

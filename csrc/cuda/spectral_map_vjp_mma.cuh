@@ -1,10 +1,10 @@
 // The vector-Jacobian product of the spectral map of float32 on tensor cores.
 //
-// A warp recomputes both layers for its 16 frequencies and takes the two adjoint products, in registers. The gradients
-// of the weights sum over frequencies: both operands go through shared memory, for all warps of the CTA at once, and
-// each warp keeps some elements' sums in registers for as long as it lives.
+// A warp recomputes both layers for its 16 frequencies and multiplies by the two adjoint matrices, all in registers.
+// The gradients of the weights are sums over frequencies: all warps of a CTA put their operands in shared memory, and
+// each warp keeps the sums of some elements in registers until the kernel ends.
 //
-// Static count as in spectral_map_mma.cuh, with ReLU; nothing of it is measured on a GPU.
+// Predicted cost, as in spectral_map_mma.cuh, with ReLU; not measured on a GPU:
 //
 //   copying            1536 Q bytes                                            83 Q
 //   tensor cores       12 Q^2 mma for the layers and their adjoints, 6 Q^2     29 Q^2
@@ -12,40 +12,38 @@
 //   instructions       (sm_90)                                                 95 Q + 18 Q^2
 //   plain FMA          its multiplications alone                               48 Q^2
 //
-// Plain FMA reads shared memory for twice as long as it multiplies for the gradients of the weights: 64 Q^2 in all.
+// For the gradients of the weights plain FMA spends twice as long reading shared memory as multiplying: 64 Q^2 in all.
 #pragma once
 
 #include "spectral_map_mma.cuh"
 
 namespace affnet {
 
-// How a CTA shares out the gradient of a weight matrix. An octet is eight channels: of an mma's result, 16 rows (their
-// real and their imaginary parts) or eight columns. A warp has one octet of rows, all columns, and one part of the
-// tile's frequencies.
+// vjp_shape as compile-time constants, and the two operands of a weight gradient in shared memory, behind the layers.
 template <int kQuads>
-struct VjpShape {
-  static constexpr int kOctets = (kQuads + 1) / 2;
-  static constexpr int kParts = 4 / kOctets;
-  static constexpr int kWarps = kOctets * kParts;
-  static constexpr int kCtas = kQuads == 2 ? 4 : kQuads <= 4 ? 3 : 2;  // of a multiprocessor
-  static constexpr int kRows = kWarps * kTileRows;
-  static constexpr int kStride = 8 * kOctets + 4;  // of a row: 4 mod 8 numbers, so that both ways through are free
-  static constexpr int kTileBytes = kRows * kStride * static_cast<int>(sizeof(Complex<float>));
-  static constexpr uint32_t kInput = Layers<kQuads>::kBytes, kGrad = kInput + kTileBytes;
-  static constexpr int kBytes = Layers<kQuads>::kBytes + 2 * kTileBytes;
+struct Operands {
+  static constexpr int kOctets = vjp_shape(kQuads).octets;
+  static constexpr int kParts = vjp_shape(kQuads).parts;
+  static constexpr int kWarps = vjp_shape(kQuads).warps;
+  static constexpr int kCtas = vjp_shape(kQuads).ctas;
+  static constexpr int kRows = vjp_shape(kQuads).rows;
+  static constexpr int kStride = vjp_shape(kQuads).stride;
+  static constexpr int kBytes = vjp_shape(kQuads).operand_bytes;
+  static constexpr uint32_t kInput = mma_layer_bytes(kQuads), kGrad = kInput + kBytes;
+  static_assert(kBytes == kRows * kStride * static_cast<int>(sizeof(Complex<float>)));
 
-  AFFNET_DEVICE static uint32_t offset(uint32_t tile, int row, int channel) {
-    return tile + static_cast<uint32_t>((row * kStride + channel) * sizeof(Complex<float>));
+  AFFNET_DEVICE static uint32_t offset(uint32_t operand, int row, int channel) {
+    return operand + static_cast<uint32_t>((row * kStride + channel) * sizeof(Complex<float>));
   }
 
-  // A lane's channel of quad q to the rows of its warp.
-  AFFNET_DEVICE static void store(uint32_t tile, const Quad& value, int q, const Lane& lane) {
-    const int row = thread_index() / 32 * kTileRows + lane.g;
-    shared_store(offset(tile, row, kQuadChannels * q + lane.t), value.row[0]);
-    shared_store(offset(tile, row + kTileRows / 2, kQuadChannels * q + lane.t), value.row[1]);
+  // Stores a lane's channel of quad q at the rows of its warp.
+  AFFNET_DEVICE static void store(uint32_t operand, const Quad& value, int q, const Lane& lane) {
+    const int row = thread_index() / kWarpThreads * kTileRows + lane.g;
+    shared_store(offset(operand, row, kQuadChannels * q + lane.t), value.row[0]);
+    shared_store(offset(operand, row + kTileRows / 2, kQuadChannels * q + lane.t), value.row[1]);
   }
 
-  // Where the quads are odd in number, half of the last octet is never stored, but read.
+  // With an odd number of quads, half of the last octet is read but never stored.
   AFFNET_DEVICE static void clear_padding() {
     if constexpr (kQuads % 2 == 1) {
       for (int e = thread_index(); e < kRows * kQuadChannels; e += thread_count()) {
@@ -57,28 +55,30 @@ struct VjpShape {
   }
 };
 
-// A lane's sums of one layer: with o = 8 `octet` + g, db[o], and dw[i][o] of i = 8 n + 2 t and i + 1 at [n], real parts
-// first. `octet` and the frequencies are the warp's.
+// A lane's sums of one layer. With o = 8 * octet + g they are db[o] and, at [n], dw[i][o] for i = 8 n + 2 t and i + 1,
+// real parts first. The octet, and the part of the tile's frequencies that is summed, are the warp's.
 template <int kQuads>
 struct LayerSums {
-  using Shape = VjpShape<kQuads>;
-  float dw[Shape::kOctets][4] = {};
+  using Operands = affnet::Operands<kQuads>;
+  float dw[Operands::kOctets][4] = {};
   float db[2] = {};
 
-  // dw += x^H dP and db += dP over this warp's part of the tile.
+  // dw += x^H dP and db += dP over the warp's part of the frequencies, four at a time.
   AFFNET_DEVICE void add(const Lane& lane) {
-    constexpr int kSteps = Shape::kRows / Shape::kParts / 4;
-    const int octet = thread_index() / 32 % Shape::kOctets, part = thread_index() / 32 / Shape::kOctets;
+    constexpr int kChunks = Operands::kRows / Operands::kParts / 4;
+    const int octet = thread_index() / kWarpThreads % Operands::kOctets,
+              part = thread_index() / kWarpThreads / Operands::kOctets;
 #pragma unroll 2
-    for (int step = 0; step < kSteps; ++step) {
-      const int row = 4 * (part * kSteps + step) + lane.t;
-      const auto d = shared_load<Complex<float>>(Shape::offset(Shape::kGrad, row, 8 * octet + lane.g));
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      const int row = 4 * (part * kChunks + chunk) + lane.t;
+      const auto d = shared_load<Complex<float>>(Operands::offset(Operands::kGrad, row, 8 * octet + lane.g));
       db[0] += d.re;
       db[1] += d.im;
       const Left left(d.re, d.im, d.im, -d.re);
 #pragma unroll
-      for (int n = 0; n < Shape::kOctets; ++n) {
-        const auto x = SplitComplex::of(shared_load<Complex<float>>(Shape::offset(Shape::kInput, row, 8 * n + lane.g)));
+      for (int n = 0; n < Operands::kOctets; ++n) {
+        const auto x =
+            SplitComplex::of(shared_load<Complex<float>>(Operands::offset(Operands::kInput, row, 8 * n + lane.g)));
         multiply(dw[n], left, {{x.hi.re, x.hi.im}, {x.lo.re, x.lo.im}});
       }
     }
@@ -92,32 +92,32 @@ struct LayerSums {
     }
   }
 
-  static constexpr int kBytes = (4 * Shape::kOctets + 2) * 32 * static_cast<int>(sizeof(float));
+  static constexpr int kBytes = (4 * Operands::kOctets + 2) * 32 * static_cast<int>(sizeof(float));
 
-  // The sums of a warp to shared memory, and another warp's added to them.
+  // Stores the sums of a warp in shared memory, and adds those that another warp has stored.
   AFFNET_DEVICE void store(uint32_t at) const {
 #pragma unroll
-    for (int e = 0; e < 4 * Shape::kOctets; ++e) shared_store(slot(at, e), dw[e / 4][e % 4]);
+    for (int e = 0; e < 4 * Operands::kOctets; ++e) shared_store(address(at, e), dw[e / 4][e % 4]);
 #pragma unroll
-    for (int e = 0; e < 2; ++e) shared_store(slot(at, 4 * Shape::kOctets + e), db[e]);
+    for (int e = 0; e < 2; ++e) shared_store(address(at, 4 * Operands::kOctets + e), db[e]);
   }
   AFFNET_DEVICE void add_stored(uint32_t at) {
 #pragma unroll
-    for (int e = 0; e < 4 * Shape::kOctets; ++e) dw[e / 4][e % 4] += shared_load<float>(slot(at, e));
+    for (int e = 0; e < 4 * Operands::kOctets; ++e) dw[e / 4][e % 4] += shared_load<float>(address(at, e));
 #pragma unroll
-    for (int e = 0; e < 2; ++e) db[e] += shared_load<float>(slot(at, 4 * Shape::kOctets + e));
+    for (int e = 0; e < 2; ++e) db[e] += shared_load<float>(address(at, 4 * Operands::kOctets + e));
   }
-  AFFNET_DEVICE static uint32_t slot(uint32_t at, int element) {
-    return at + static_cast<uint32_t>((element * 32 + thread_index() % 32) * sizeof(float));
+  AFFNET_DEVICE static uint32_t address(uint32_t at, int element) {
+    return at + static_cast<uint32_t>((element * 32 + thread_index() % kWarpThreads) * sizeof(float));
   }
 
   AFFNET_DEVICE void add_to(float* partial,  // dw [2, inputs, outputs], db [2, outputs]
                             int inputs, int outputs, const Lane& lane) const {
-    const int o = 8 * (thread_index() / 32 % Shape::kOctets) + lane.g;
+    const int o = 8 * (thread_index() / kWarpThreads % Operands::kOctets) + lane.g;
     if (o >= outputs) return;
     const int64_t imaginary = int64_t{inputs} * outputs;
 #pragma unroll
-    for (int n = 0; n < Shape::kOctets; ++n) {
+    for (int n = 0; n < Operands::kOctets; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int i = 8 * n + 2 * lane.t + e % 2;
@@ -134,25 +134,27 @@ template <int kQuads>
 struct Sums {
   LayerSums<kQuads> first, second;
 
-  // Added to the CTA's partial sum. The parts of the tile's frequencies are added up in order.
+  // Adds the sums of all warps to the CTA's partial sum, parts of the frequencies in order.
   AFFNET_DEVICE void flush(float* partial, int D, int Dh, const Lane& lane) {
-    using Shape = VjpShape<kQuads>;
-    constexpr int kOctets = Shape::kOctets, kBytes = LayerSums<kQuads>::kBytes;
-    static_assert(2 * kBytes * (Shape::kWarps - kOctets) <= 2 * Shape::kTileBytes);
-    const auto slot = [](int warp) { return Shape::kInput + static_cast<uint32_t>(2 * kBytes * (warp - kOctets)); };
-    const int warp = thread_index() / 32;
+    using Operands = affnet::Operands<kQuads>;
+    constexpr int kOctets = Operands::kOctets, kBytes = LayerSums<kQuads>::kBytes;
+    static_assert(2 * kBytes * (Operands::kWarps - kOctets) <= 2 * Operands::kBytes);
+    const auto stored = [](int warp) {
+      return Operands::kInput + static_cast<uint32_t>(2 * kBytes * (warp - kOctets));
+    };
+    const int warp = thread_index() / kWarpThreads;
     first.sum_bias_over_lanes();
     second.sum_bias_over_lanes();
     barrier();
     if (warp >= kOctets) {
-      first.store(slot(warp));
-      second.store(slot(warp) + kBytes);
+      first.store(stored(warp));
+      second.store(stored(warp) + kBytes);
     }
     barrier();
     if (warp >= kOctets) return;
-    for (int other = warp + kOctets; other < Shape::kWarps; other += kOctets) {
-      first.add_stored(slot(other));
-      second.add_stored(slot(other) + kBytes);
+    for (int other = warp + kOctets; other < Operands::kWarps; other += kOctets) {
+      first.add_stored(stored(other));
+      second.add_stored(stored(other) + kBytes);
     }
     first.add_to(partial, D, Dh, lane);
     second.add_to(partial + 2 * int64_t{D} * Dh + 2 * Dh, Dh, D, lane);
@@ -169,7 +171,7 @@ AFFNET_DEVICE Quad activated_vjp(const Quad& d, const Quad& p, Activation activa
   return with_activation(activation, [&](auto a) { return activated_vjp<decltype(a)::value>(d, p); });
 }
 
-// X := G conj(M), the gradient through the product itself, and P2 := the gradient of the mask before soft-shrink.
+// The derivative of the product M X: X := G conj(M), and P2 := the gradient of the mask before soft-shrink.
 AFFNET_DEVICE void product_vjp(Quad& X, Quad& P2, const Quad& G, float threshold) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -181,20 +183,21 @@ AFFNET_DEVICE void product_vjp(Quad& X, Quad& P2, const Quad& G, float threshold
   }
 }
 
-// What a row stands for in the sum over the full spectrum: two of it, or one; a conjugate only makes its row Hermitian.
+// A row's contribution to a sum over the full spectrum: regular rows stand for two frequencies; of a special tile's
+// rows the conjugates do not count.
 AFFNET_DEVICE Quad counted(const Quad& d, bool special) {
   if (special) return {{d.row[0], {0.f, 0.f}}};
   return {{{2.f * d.row[0].re, 2.f * d.row[0].im}, {2.f * d.row[1].re, 2.f * d.row[1].im}}};
 }
 
-// One tile of a warp: G := vjp(G), and the CTA's sums over the tiles of all its warps.
+// One tile per warp: G := vjp(G), and the sums over the tiles of all warps of the CTA.
 template <int kQuads>
 AFFNET_DEVICE void map_vjp_mma_tile(const MapArguments<float>& a, const Layers<kQuads>& layers, const Rows& rows,
                                     const Lane& lane, int64_t plane, Sums<kQuads>& sums) {
-  using Shape = VjpShape<kQuads>;
-  const Complex<float>* const X_channels = a.X + lane.t * plane;  // of this lane: every fourth
+  using Operands = affnet::Operands<kQuads>;
+  const Complex<float>* const X_channels = a.X + lane.t * plane;  // a lane has every fourth
   Complex<float>* const G_channels = a.G + lane.t * plane;
-  Quad direct[kQuads], P1[kQuads], dP2[kQuads], acc[kQuads];  // `direct` is X until the gradient is there, dP2 is P2
+  Quad direct[kQuads], P1[kQuads], dP2[kQuads], acc[kQuads];  // `direct` starts as X, dP2 as P2
 #pragma unroll
   for (int q = 0; q < kQuads; ++q) {
     const int d = kQuadChannels * q;
@@ -204,12 +207,12 @@ AFFNET_DEVICE void map_vjp_mma_tile(const MapArguments<float>& a, const Layers<k
 #pragma unroll
   for (int q = 0; q < kQuads; ++q) add_quad<kQuads, false>(P1, direct[q], q, layers.w1, lane);
   const bool parameter_grads = a.partials != nullptr;
-  if (parameter_grads) barrier();  // the operands of the tiles before are used up
+  if (parameter_grads) barrier();  // the operands of the previous tiles are used up
   layers.start(dP2, layers.kB2, lane);
 #pragma unroll
   for (int q = 0; q < kQuads; ++q) {
     const Quad O1 = activated(P1[q], a.activation);
-    if (parameter_grads) Shape::store(Shape::kInput, O1, q, lane);
+    if (parameter_grads) Operands::store(Operands::kInput, O1, q, lane);
     add_quad<kQuads, false>(dP2, O1, q, layers.w2, lane);
   }
 #pragma unroll
@@ -220,7 +223,7 @@ AFFNET_DEVICE void map_vjp_mma_tile(const MapArguments<float>& a, const Layers<k
 
   if (parameter_grads) {
 #pragma unroll
-    for (int q = 0; q < kQuads; ++q) Shape::store(Shape::kGrad, counted(dP2[q], rows.special), q, lane);
+    for (int q = 0; q < kQuads; ++q) Operands::store(Operands::kGrad, counted(dP2[q], rows.special), q, lane);
     barrier();
     sums.second.add(lane);
   }
@@ -245,44 +248,55 @@ AFFNET_DEVICE void map_vjp_mma_tile(const MapArguments<float>& a, const Layers<k
     barrier();  // the second layer's operands are used up
 #pragma unroll
     for (int q = 0; q < kQuads; ++q) {
-      const int d = kQuadChannels * q;  // X once more, from the cache: there are no registers to keep it
-      Shape::store(Shape::kInput, rows.load(X_channels + d * plane, a.scale, d + lane.t < a.D), q, lane);
-      Shape::store(Shape::kGrad, counted(P1[q], rows.special), q, lane);
+      const int d = kQuadChannels * q;  // X is read again, from a cache: there are no registers to keep it
+      Operands::store(Operands::kInput, rows.load(X_channels + d * plane, a.scale, d + lane.t < a.D), q, lane);
+      Operands::store(Operands::kGrad, counted(P1[q], rows.special), q, lane);
     }
     barrier();
     sums.first.add(lane);
   }
 }
 
-// Tiles of a CTA, one of each of its warps, that a block has.
+// G := vjp(G), and one partial sum of the parameter gradients per CTA. The ctas_per_block CTAs of a block take its
+// tiles in turn, as many at a time as they have warps.
 template <int kQuads>
-AFFNET_HOST_DEVICE int vjp_tiles(const RowTiling& tiling, uint32_t units) {
-  return (tiling.tiles(units) + VjpShape<kQuads>::kWarps - 1) / VjpShape<kQuads>::kWarps;
-}
-
-// G := vjp(G), and one partial sum of the parameters' gradients a CTA. CTA (k, run) takes every `runs`th tile of block
-// k.
-template <int kQuads>
-AFFNET_KERNEL(32 * VjpShape<kQuads>::kWarps, VjpShape<kQuads>::kCtas)
+AFFNET_KERNEL(kWarpThreads* vjp_shape(kQuads).warps, vjp_shape(kQuads).ctas)
 map_vjp_mma_kernel(MapArguments<float> a, RowTiling tiling) {
-  const int k = static_cast<int>(cta_index()) / static_cast<int>(a.runs);
+  constexpr int kWarps = Operands<kQuads>::kWarps;
+  const int ctas = static_cast<int>(a.ctas_per_block), k = static_cast<int>(cta_index()) / ctas;
   const Layers<kQuads> layers;
   layers.stage(a, k);
-  VjpShape<kQuads>::clear_padding();
+  Operands<kQuads>::clear_padding();
   barrier();
 
   const Lane lane;
-  const BlockUnits units(a, k);
+  const BlockImages images(a, k);
   const int64_t plane = int64_t{a.H} * tiling.F;
-  const int tiles = vjp_tiles<kQuads>(tiling, units.count), runs = static_cast<int>(a.runs);
+  const int tiles = (tiling.tiles(images.count) + kWarps - 1) / kWarps;
   Sums<kQuads> sums;
-  for (int tile = static_cast<int>(cta_index()) % runs; tile < tiles; tile += runs) {
-    warp_barrier();  // or the compiler reads weights before the loop, where no parameter gradients are wanted
-    const Rows rows(a, tiling, units, tile * VjpShape<kQuads>::kWarps + thread_index() / 32, lane);
+  for (int tile = static_cast<int>(cta_index()) % ctas; tile < tiles; tile += ctas) {
+    warp_barrier();  // else the compiler hoists loads of weights out of the loop if no parameter gradients are wanted
+    const Rows rows(a, tiling, images, tile * kWarps + thread_index() / kWarpThreads, lane);
     map_vjp_mma_tile<kQuads>(a, layers, rows, lane, plane, sums);
   }
   if (a.partials == nullptr) return;
   sums.flush(a.partials + cta_index() * partial_size(a.D, a.Dh), a.D, a.Dh, lane);
+}
+
+// Naming every instance here is what compiles them.
+template <int... kQuads>
+MmaKernel mma_kernel(int quads, bool backward, std::integer_sequence<int, kQuads...>) {
+  MmaKernel kernel = nullptr;
+  const auto consider = [&](auto candidate) {
+    constexpr int kCandidate = decltype(candidate)::value;
+    if (quads != kCandidate) return;
+    if (!backward) kernel = &map_mma_kernel<kCandidate>;
+    if constexpr (kCandidate <= kMaxVjpQuads) {
+      if (backward) kernel = &map_vjp_mma_kernel<kCandidate>;
+    }
+  };
+  (consider(std::integral_constant<int, kQuads>{}), ...);
+  return kernel;
 }
 
 }  // namespace affnet

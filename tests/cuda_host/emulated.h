@@ -1,14 +1,16 @@
-// What the libraries of emulated kernels share.
+// What the two libraries of emulated kernels share: launches as the plan says, and the emulator's findings in words.
 #pragma once
 
+#include <cstring>
 #include <string>
 
+#include "cuda/spectral_map_mma.cuh"
 #include "cuda/spectral_map_vjp.cuh"
 
-using affnet::emulator::Report;
+namespace affnet::emulator {
 
-// What the emulator found, as "key=value ..." and the first finding in words.
-inline const char* words(const Report& report) {
+// The findings as "key=value ...", and the first one as a sentence.
+inline const char* summary(const Report& report) {
   static std::string text;
   int64_t counted = 0, ideal = 0;
   for (const auto& [line, wavefronts] : report.banks) counted += wavefronts.counted, ideal += wavefronts.ideal;
@@ -19,37 +21,61 @@ inline const char* words(const Report& report) {
   return text.c_str();
 }
 
+// The spectral map of one chunk, as mixer.cu launches it.
 template <typename T>
-const char* reduce(const T* partials, int64_t runs, int K, int D, int Dh, T* dw1, T* db1, T* dw2, T* db2) {
+const char* map(const MapArguments<T>& a, const LaunchPlan& plan, bool backward, bool count_banks) {
   Report report;
-  const int64_t elements = K * affnet::partial_size(D, Dh);
-  affnet::emulator::launch((elements + 255) / 256, 256, 0, report,
-                           [&] { affnet::reduce_kernel(partials, runs, K, D, Dh, dw1, db1, dw2, db2); });
-  return words(report);
-}
-
-template <typename T, int kTile>
-void run_map(const affnet::MapArguments<T>& a, const affnet::Launch& launch, bool backward, bool count_banks,
-             Report& report) {
-  if (backward) {
-    affnet::emulator::launch(
-        a.K * a.runs, launch.threads, launch.shared_bytes, report, [&] { affnet::map_vjp_kernel<T, kTile>(a); },
-        count_banks);
-  } else {
-    affnet::emulator::launch(
-        a.units * affnet::tiling_of(a.H, a.W, kTile).tiles, launch.threads, launch.shared_bytes, report,
-        [&] { affnet::map_kernel<T, kTile>(a); }, count_banks);
+  const auto run = [&](const std::function<void()>& body) {
+    launch(plan.ctas(a.K, a.block_images), plan.threads, plan.shared_bytes, report, body, count_banks);
+  };
+  if (plan.quads == 0) {
+    const FmaKernel<T> kernel = fma_kernel<T>(plan, backward);
+    run([&] { kernel(a); });
+  } else if constexpr (sizeof(T) == 4) {
+    const MmaKernel kernel = mma_kernel(plan, backward);
+    const RowTiling tiling(a.H, a.W);
+    run([&] { kernel(a, tiling); });
   }
+  return summary(report);
 }
 
 template <typename T>
-const char* map(affnet::MapArguments<T>* a, bool backward, int tile, bool count_banks) {
-  affnet::Launch launch = affnet::launch_for<T>(a->D, a->Dh, backward);
-  if (tile != 0) launch = affnet::launch_with_tile<T>(a->D, a->Dh, backward, tile);
+const char* reduce(const T* partials, int64_t ctas_per_block, int K, int D, int Dh, T* dw1, T* db1, T* dw2, T* db2) {
   Report report;
-  if (launch.tile == 64) run_map<T, 64>(*a, launch, backward, count_banks, report);
-  if (launch.tile == 32) run_map<T, 32>(*a, launch, backward, count_banks, report);
-  if (launch.tile == 16) run_map<T, 16>(*a, launch, backward, count_banks, report);
-  if (launch.tile == 8) run_map<T, 8>(*a, launch, backward, count_banks, report);
-  return words(report);
+  const int64_t elements = K * partial_size(D, Dh);
+  launch((elements + kReduceThreads - 1) / kReduceThreads, kReduceThreads, 0, report,
+         [&] { reduce_kernel(partials, ctas_per_block, K, D, Dh, dw1, db1, dw2, db2); });
+  return summary(report);
+}
+
+}  // namespace affnet::emulator
+
+extern "C" {
+
+// The plan of a call; `tile` or `quads`, unless 0, replaces the chosen kernel instance if there is one for the pass.
+void plan_launch(const affnet::CallFacts* facts, int tile, int quads, affnet::LaunchPlan* plan) {
+  *plan = quads > 0 && !(facts->backward && quads > affnet::kMaxVjpQuads) ? affnet::plan_mma(*facts, quads)
+          : tile > 0                                                      ? affnet::plan_fma(*facts, tile)
+                                                                          : affnet::plan_launch(*facts);
+}
+
+const char* reduce_float(const float* partials, int64_t ctas_per_block, int K, int D, int Dh, float* dw1, float* db1,
+                         float* dw2, float* db2) {
+  return affnet::emulator::reduce(partials, ctas_per_block, K, D, Dh, dw1, db1, dw2, db2);
+}
+
+// The number of an activation in the kernels' arguments, -1 for an unknown one.
+int activation_number(const char* name) {
+#define AFFNET_MATCH(known, enumerator) \
+  if (std::strcmp(name, known) == 0) return static_cast<int>(affnet::Activation::enumerator);
+  AFFNET_ACTIVATIONS(AFFNET_MATCH)
+#undef AFFNET_MATCH
+  return -1;
+}
+
+// Bytes of the structures that the tests build.
+void structure_bytes(int* bytes) {
+  bytes[0] = sizeof(affnet::CallFacts), bytes[1] = sizeof(affnet::LaunchPlan);
+  bytes[2] = sizeof(affnet::MapArguments<float>), bytes[3] = sizeof(affnet::MapArguments<double>);
+}
 }

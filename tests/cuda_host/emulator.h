@@ -1,17 +1,37 @@
-// Runs kernels on the host, one CTA at a time, and checks what a GPU would not: it is how device code is proven where
-// there is no device.
+// A host emulator for CUDA kernels, which also checks what a GPU would not.
 //
-// Every thread is a fiber that runs until it reaches a rendezvous; the schedule is fixed, so a run repeats exactly.
-// Shared memory has a shadow of one cell per 4 bytes: who wrote and who read it last, and in which epoch (the number of
-// barriers before). Two threads that touch a cell in the same epoch, one of them writing, race, whatever order the
-// fibers happened to run in. Bounds, alignment (up to 16 bytes) and reads of memory that nobody wrote are checked too.
-// Bank conflicts are counted exactly: accesses of a warp are grouped by source line and by how often a lane has been
-// there.
+// How to test a kernel without a GPU:
 //
-// A tensor core's product is summed in float64 and rounded once, its operands cut to TF32 as the hardware cuts them.
+//   1. Write it in terms of csrc/cuda/device.h alone: AFFNET_KERNEL and AFFNET_DEVICE instead of __global__ and
+//      __device__; thread_index(), cta_index(), barrier(), shuffle_xor(), mma_tf32() instead of the built-ins; and
+//      shared memory by byte offset, with shared_load and shared_store. Compiled by nvcc these are the built-ins;
+//      compiled by a host compiler with -Itests/cuda_host they are the functions of this file.
+//   2. Launch it from a small C++ library, as emulated.h does:
 //
-// Not seen: registers, time, caches, the memory model beyond barriers, contraction to FMA, asynchronous copies, and how
-// a tensor core rounds within a sum.
+//          affnet::emulator::Report report;
+//          affnet::emulator::launch(ctas, threads, shared_bytes, report, [&] { my_kernel(arguments); });
+//
+//      Take the grid from csrc/cuda/launch_plan.h, so that the test launches what the launcher would.
+//   3. Compile that with `g++ -std=c++20 -shared -fPIC -Icsrc -Itests/cuda_host`, call it from Python through ctypes
+//      (tests/test_cuda_emulated.py, `build` and `emulate`), compare the answer with float64, and assert that the
+//      report has no findings.
+//   4. Add a few deliberate bugs to the MUTATIONS of the test, and see each of them caught.
+//
+// Threads are fibers, each of which runs until it reaches a barrier or an exchange; CTAs run one after another. The
+// schedule is fixed, so every run repeats exactly. The emulator reports
+//
+//   races             two threads touch the same 4 bytes of shared memory, one of them writes, and no barrier orders
+//                     them, in whatever order the fibers happened to run;
+//   uninitialised     reads of shared memory that was never written;
+//   out_of_bounds, misaligned   accesses to shared memory, aligned up to 16 bytes;
+//   stuck             threads that wait at different barriers, or for a thread that has ended;
+//   wavefronts        transactions of shared memory against the ideal number, if bank conflicts are counted: the
+//                     accesses of a warp are grouped by source line and by how often a lane has been there.
+//
+// A tensor core's product is summed in float64 and rounded once, towards zero; its operands are truncated to TF32.
+//
+// Not modelled: registers, time, caches, the memory model beyond barriers, contraction to FMA, asynchronous copies, and
+// how a tensor core rounds within a sum. `python -m benchmarks.compile_check` shows registers and spills.
 #pragma once
 
 #include <ucontext.h>
@@ -58,7 +78,7 @@ class Cta {
     return cta;
   }
 
-  // One CTA from start to end. False: its threads wait for each other for ever.
+  // Runs one CTA to its end. False if its threads wait for each other forever.
   bool run(int64_t index, int64_t count, const std::function<void()>& body) {
     current() = this;
     index_ = index, count_ = count, body_ = &body, epoch_ = 0;
@@ -72,14 +92,14 @@ class Cta {
       fiber.context.uc_stack.ss_sp = fiber.stack.get();
       fiber.context.uc_stack.ss_size = kStackBytes;
       fiber.context.uc_link = nullptr;
-      fiber.begun = false;
+      fiber.started = false;
       makecontext(&fiber.context, &Cta::enter, 0);
     }
     while (step()) {
     }
     if (count_banks_) count_wavefronts();
     const bool done = all(0, threads_, State::kDone);
-    if (!done) note(report_.stuck, "threads of a CTA wait at different places, or for one that has ended", 0);
+    if (!done) note(report_.stuck, "threads of a CTA wait at different barriers, or for a thread that has ended", 0);
     return done;
   }
 
@@ -91,21 +111,21 @@ class Cta {
   void barrier() { wait(State::kAtBarrier); }
   void warp_barrier() { wait(State::kAtWarp); }
 
-  // Hands `value` to the other lanes of the warp and waits for theirs. It orders no access to memory. A lane that is
-  // through may deposit again before the others have looked, so there are two slots.
+  // Offers `value` to the other lanes of the warp and waits for theirs. It does not order memory. A lane may go on and
+  // deposit again before the others have read, so the last two values are kept.
   template <typename V>
   void deposit(const V& value) {
     Fiber& fiber = fibers_[thread_];
-    static_assert(sizeof(V) <= sizeof(fiber.slots[0]));
-    std::memcpy(fiber.slots[++fiber.deposits % 2], &value, sizeof(V));
+    static_assert(sizeof(V) <= sizeof(fiber.values[0]));
+    std::memcpy(fiber.values[++fiber.deposits % 2], &value, sizeof(V));
     wait(State::kAtDeposit);
   }
 
-  // What lane `lane` of this warp has deposited last.
+  // What lane `lane` of this warp deposited last.
   template <typename V>
   const V& deposit_of(int lane) const {
     const Fiber& fiber = fibers_[thread_ / kWarp * kWarp + lane];
-    return *reinterpret_cast<const V*>(fiber.slots[fibers_[thread_].deposits % 2]);
+    return *reinterpret_cast<const V*>(fiber.values[fibers_[thread_].deposits % 2]);
   }
 
   void load(uint32_t offset, void* value, uint32_t size, int line) {
@@ -128,21 +148,21 @@ class Cta {
 
   struct Fiber {
     ucontext_t context{};
-    void* place[5];  // where it goes on; a ucontext is but its beginning, since to switch by it is a system call
-    bool begun = false;
+    void* resume_point[5];  // for longjmp; the ucontext only starts a fiber, because switching by it is a system call
+    bool started = false;
     std::unique_ptr<char[]> stack;
     State state = State::kDone;
     int deposits = 0;
-    alignas(16) unsigned char slots[2][32];
+    alignas(16) unsigned char values[2][32];
   };
 
-  // When a cell was last touched: between which rendezvous of the CTA, and of the warp.
+  // The last access to a cell: by whom, and after how many barriers of the CTA and of the warp.
   struct Touch {
     int thread = -1, epoch = -1, warp_epoch = -1;
   };
 
   struct Cell {
-    Touch write, read;  // `read` is of one reader; the flags tell of others in the same epoch
+    Touch write, read;  // `read` is one reader; the flags say whether there were others in the same epoch
     bool many_lanes = false, many_warps = false;
   };
 
@@ -155,22 +175,22 @@ class Cta {
 
   __attribute__((noinline)) void resume(Fiber& fiber) {
     if (__builtin_setjmp(scheduler_)) return;
-    if (fiber.begun) __builtin_longjmp(fiber.place, 1);
-    fiber.begun = true;
+    if (fiber.started) __builtin_longjmp(fiber.resume_point, 1);
+    fiber.started = true;
     setcontext(&fiber.context);
   }
 
   __attribute__((noinline)) void wait(State state) {
     Fiber& fiber = fibers_[thread_];
     fiber.state = state;
-    if (__builtin_setjmp(fiber.place)) return;
+    if (__builtin_setjmp(fiber.resume_point)) return;
     leave();
   }
 
-  // A function of its own: no one may jump to where he is.
+  // A function of its own, because __builtin_longjmp must not target the function that calls it.
   __attribute__((noinline)) void leave() { __builtin_longjmp(scheduler_, 1); }
 
-  // Runs every thread that can, up to its next rendezvous, then lets those pass that have all met.
+  // Runs every ready thread to its next wait, then releases the warps and CTAs whose threads have all arrived.
   bool step() {
     bool ran = false;
     for (thread_ = 0; thread_ < threads_; ++thread_) {
@@ -227,14 +247,14 @@ class Cta {
 
   Touch touch() const { return {thread_, epoch_, warp_epochs_[thread_ / kWarp]}; }
 
-  // Whether nothing orders this thread after `before`.
+  // Whether no barrier lies between `before` and this thread.
   bool unordered(const Touch& before) const {
     if (before.epoch != epoch_ || before.thread == thread_) return false;
     return before.thread / kWarp != thread_ / kWarp || before.warp_epoch == warp_epochs_[thread_ / kWarp];
   }
 
   void read_cell(Cell& cell, int line) {
-    if (cell.write.thread < 0) note(report_.uninitialised, "read of shared memory that nobody wrote", line);
+    if (cell.write.thread < 0) note(report_.uninitialised, "read of shared memory that was never written", line);
     if (unordered(cell.write)) note(report_.races, "read races with a write", line);
     const Touch now = touch();
     if (cell.read.epoch != now.epoch) {
@@ -259,13 +279,14 @@ class Cta {
     cell.write = touch();
   }
 
-  // The hardware serves 128 bytes at a time: 32, 16 or 8 lanes of 4, 8 or 16 bytes, one word a bank, equal words once.
+  // The hardware serves 128 bytes at a time, from 32, 16 or 8 lanes of 4, 8 or 16 bytes: one word per bank, and a word
+  // that several lanes read only once.
   void count_wavefronts() {
     for (const auto& [where, lanes] : accesses_) {
       Wavefronts& line = report_.banks[std::get<0>(where)];
       const size_t phase = 128 / std::max(4u, std::min(16u, lanes[0].second));
       for (size_t begin = 0; begin < lanes.size(); begin += phase) {
-        std::map<uint32_t, std::vector<uint32_t>> words;  // of a bank
+        std::map<uint32_t, std::vector<uint32_t>> words;  // by bank
         for (size_t i = begin; i < std::min(begin + phase, lanes.size()); ++i) {
           for (uint32_t word = lanes[i].first / 4; word < (lanes[i].first + lanes[i].second) / 4; ++word) {
             std::vector<uint32_t>& bank = words[word % 32];
@@ -291,11 +312,11 @@ class Cta {
   std::vector<Fiber> fibers_;
   std::vector<int> warp_epochs_;
   std::vector<Cell> cells_;
-  std::map<std::pair<int, int>, int> occurrences_;                                            // of (line, thread)
-  std::map<std::tuple<int, int, int>, std::vector<std::pair<uint32_t, uint32_t>>> accesses_;  // of (line, warp, nth)
+  std::map<std::pair<int, int>, int> occurrences_;                                            // by (line, thread)
+  std::map<std::tuple<int, int, int>, std::vector<std::pair<uint32_t, uint32_t>>> accesses_;  // by (line, warp, nth)
 };
 
-// Launches `body` as a grid of CTAs. It stops at the first CTA that does not end.
+// Launches `body` as a grid of CTAs; stops at the first CTA that gets stuck.
 inline void launch(int64_t ctas, int threads, int shared_bytes, Report& report, const std::function<void()>& body,
                    bool count_banks = false) {
   Cta cta(threads, shared_bytes, count_banks, report);

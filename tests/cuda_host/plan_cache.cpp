@@ -1,6 +1,6 @@
-// Checks csrc/cuda/plan_cache.h with plans that are numbers; the argument names the check. See
+// Checks csrc/plan_cache.h with plans that count themselves; the argument names the check. See
 // tests/test_plan_cache.py.
-#include "cuda/plan_cache.h"
+#include "plan_cache.h"
 
 #include <atomic>
 #include <cstdio>
@@ -25,7 +25,7 @@ struct Plan {
 using Cache = affnet::PlanCache<Key, Plan>;
 
 std::shared_ptr<Plan> make(const Key& key) { return std::make_shared<Plan>(key); }
-std::shared_ptr<Plan> get(Cache& cache, int height, bool pin = false) { return cache.get({0, height, 1}, pin, make); }
+std::shared_ptr<Plan> get(Cache& cache, int height, bool pin = false) { return cache.get({0, height, 1}, make, pin); }
 
 void expect(bool condition, const char* what) {
   if (condition) return;
@@ -39,7 +39,7 @@ void hits_and_misses() {
   expect(get(cache, 7) == first, "the same plan for the same key");
   expect(cache.info().hits == 1 && cache.info().misses == 1, "one hit and one miss");
   for (const Key& key : {Key{1, 7, 1}, Key{0, 8, 1}, Key{0, 7, 2}}) {
-    const auto plan = cache.get(key, false, make);
+    const auto plan = cache.get(key, make);
     expect(plan != first && plan->key == key, "a plan of its own for a key that differs in one part");
   }
 }
@@ -99,7 +99,7 @@ void a_failed_plan_changes_nothing() {
   Cache cache(1);
   get(cache, 1);
   try {
-    cache.get({0, 2, 1}, false, [](const Key&) -> std::shared_ptr<Plan> { throw std::runtime_error("no memory"); });
+    cache.get({0, 2, 1}, [](const Key&) -> std::shared_ptr<Plan> { throw std::runtime_error("no memory"); });
     expect(false, "the exception");
   } catch (const std::runtime_error&) {
   }

@@ -1,4 +1,5 @@
-// A bounded cache of plans, shared by all threads. It knows neither CUDA nor what a plan is.
+// A bounded cache of plans, shared by all threads. It does not know what a plan is: the CUDA backend keeps cuFFT plans
+// in one, the CPU backend its geometries.
 #pragma once
 
 #include <cstddef>
@@ -16,17 +17,17 @@ struct PlanCacheInfo {
   int64_t hits, misses, evictions;
 };
 
-// Keeps the plans used last. A plan that is evicted lives on while someone holds it. A pinned plan is never evicted:
-// a captured CUDA graph goes on reading a plan's tables, and nobody says when the graph is gone. Pinned plans count
-// towards the size, so other plans make way for them.
+// Keeps the most recently used plans. A plan that is evicted lives on while someone holds it. A pinned plan is never
+// evicted: a captured CUDA graph keeps reading a plan's tables, and nothing tells when the graph is gone. Pinned plans
+// count towards the size, so they displace others.
 template <typename Key, typename Plan>
 class PlanCache {
  public:
   explicit PlanCache(size_t capacity) : capacity_(capacity) {}
 
-  // The plan of `key`, made by `make(key)` if there is none. Other threads wait meanwhile: none makes it twice.
+  // The plan of `key`, made by `make(key)` if there is none. Other threads wait meanwhile, so no plan is made twice.
   template <typename Make>
-  std::shared_ptr<Plan> get(const Key& key, bool pin, const Make& make) {
+  std::shared_ptr<Plan> get(const Key& key, const Make& make, bool pin = false) {
     const std::lock_guard lock(mutex_);
     const auto found = index_.find(key);
     if (found != index_.end()) {
@@ -86,7 +87,7 @@ class PlanCache {
 
   mutable std::mutex mutex_;
   size_t capacity_;
-  std::list<Entry> entries_;  // used last first
+  std::list<Entry> entries_;  // most recently used first
   std::map<Key, typename std::list<Entry>::iterator> index_;
   int64_t hits_ = 0, misses_ = 0, evictions_ = 0;
 };

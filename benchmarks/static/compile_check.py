@@ -1,6 +1,6 @@
 """Compiles every GPU kernel for every architecture, without a GPU, and holds it to its limits.
 
-    python -m benchmarks.compile_check [--short]
+    python -m benchmarks.static.compile_check [--short]
 
 prints registers, spills, shared memory and matrix instructions of each, and fails on spills beyond what the launch
 table allows, or on more shared memory than the table states or the architecture has.
@@ -20,13 +20,15 @@ from dataclasses import dataclass
 
 import torch
 
-from affnet_kernels.backends.triton_launch import BACKWARD, FORWARD, find_row, options, tile_of
+from affnet_kernels.backends.triton.compilation import backward_job, compile_job, forward_job
+from affnet_kernels.backends.triton.launch_table import BACKWARD, FORWARD, find_row
 from affnet_kernels.spec import MixerSpec
-from benchmarks.ptxas import cuda_rows
+from benchmarks.static.ptxas import cuda_rows
 
 SHARED_LIMIT = {80: 163, 89: 99, 90: 227, 100: 227}  # KiB a block can have
 BLOCKS = 8
 SHIPPED = ((8, 32), (12, 32), (16, 32), (13, 16), (20, 16), (32, 16), (18, 8), (24, 8), (40, 8))  # D, and H = W
+GRADIENTS = ((True, True), (True, False), (False, True))  # of x, of the parameters
 OTHERS = ((8, 8), (16, 8), (18, 7), (13, 14), (16, 28), (20, 20), (32, 32), (64, 32))  # 224 pixels, every row's limits
 
 
@@ -71,20 +73,22 @@ def triton_rows(short: bool) -> Iterator[Row]:
     for arch in (90,) if short else (80, 90, 100):
         for dtype in (torch.bfloat16, torch.float32):
             for size, height in ((13, 16), (18, 8)) if short else SHIPPED + OTHERS:
-                for name in ("forward", "backward"):
-                    yield _triton_row(triton, name, size, height, dtype, arch)
+                yield _triton_row(triton, "forward", size, height, dtype, arch)
+                for flags in GRADIENTS if arch == 90 else GRADIENTS[:1]:
+                    yield _triton_row(triton, "backward", size, height, dtype, arch, *flags)
 
 
-def _triton_row(triton, name, size, height, dtype, arch) -> Row:
+def _triton_row(triton, name, size, height, dtype, arch, input_grad=True, parameter_grads=True) -> Row:
     spec = MixerSpec(64, BLOCKS * size, height, height, BLOCKS, size, dtype, torch.device("cuda"), "relu")
     start = time.perf_counter()
-    compiled, row, _ = compile_row(name, spec, arch)
+    compiled, row, _ = compile_row(name, spec, arch, input_grad, parameter_grads)
     seconds = time.perf_counter() - start
+    only = "" if input_grad and parameter_grads else " dx" if input_grad else " dw"
     tools = triton.knobs.nvidia
     registers, spill, instructions, mma = inspect(compiled.asm["cubin"], tools.cuobjdump.path, tools.nvdisasm.path)
     return Row(
         kernel=f"triton {name}",
-        case=f"D={size} {height}x{height} {str(dtype).removeprefix('torch.')}",
+        case=f"D={size} {height}x{height} {str(dtype).removeprefix('torch.')}" + only,
         arch=arch,
         registers=registers,
         spill=spill,
@@ -97,28 +101,13 @@ def _triton_row(triton, name, size, height, dtype, arch) -> Row:
     )
 
 
-def compile_row(name: str, spec: MixerSpec, arch: int):
+def compile_row(name: str, spec: MixerSpec, arch: int, input_grad: bool = True, parameter_grads: bool = True):
     """The code of "forward" or "backward" for a call, with the row of the launch table and the tile it is for."""
-    import triton
-
-    from affnet_kernels.kernels import mixer
-
-    kernel = {"forward": mixer.forward_kernel, "backward": mixer.backward_kernel}[name]
-    row = find_row({"forward": FORWARD, "backward": BACKWARD}[name], spec, arch // 10)
-    tile = tile_of(row, spec, arch // 10)
-    constants = {"T": tile, "INPUT_GRAD": True, "PARAMETER_GRADS": True}
-    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
-    io = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[spec.dtype]
-    types = dict.fromkeys(("x_ptr", "y_ptr", "dy_ptr", "dx_ptr"), io)
-    types |= {"B": "i32", "threshold": "fp32", "matrices_ptr": "*fp16"} | dict.fromkeys(constants, "constexpr")
-    signature = {arg: types.get(arg, "*fp32") for arg in kernel.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, type_ in enumerate(signature.values()) if type_.startswith("*")}
-    compiled = triton.compile(
-        triton.compiler.ASTSource(kernel, signature, constexprs=constants, attrs=aligned),
-        target=triton.backends.compiler.GPUTarget("cuda", arch, 32),
-        options=options(row),
-    )
-    return compiled, row, tile
+    capability = divmod(arch, 10)
+    flags = () if name == "forward" else (input_grad, parameter_grads)
+    job = {"forward": forward_job, "backward": backward_job}[name](spec, capability, *flags)
+    row = find_row({"forward": FORWARD, "backward": BACKWARD}[name], spec, capability[0])
+    return compile_job(job), row, job.constants[-1]
 
 
 def inspect(
@@ -143,7 +132,7 @@ def inspect(
 
 def print_row(row: Row) -> None:
     print(
-        f"{row.kernel:16} {row.case:22} sm_{row.arch:<4} {row.registers:4} {row.spill:6} {row.spill_allowed:7} "
+        f"{row.kernel:16} {row.case:25} sm_{row.arch:<4} {row.registers:4} {row.spill:6} {row.spill_allowed:7} "
         f"{row.shared:7} {row.shared_allowed:7} {row.instructions:6} {row.seconds:5.1f}  {row.mma}"
         + "".join(f"  FAIL: {fault}" for fault in row.faults),
         flush=True,
@@ -158,7 +147,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="a few kernels for one architecture")
     short = parser.parse_args().short
     print(
-        f"{'kernel':16} {'case':22} {'arch':7} {'regs':>4} {'spill':>6} {'allowed':>7} "
+        f"{'kernel':16} {'case':25} {'arch':7} {'regs':>4} {'spill':>6} {'allowed':>7} "
         f"{'shared':>7} {'allowed':>7} {'code':>6} {'s':>5}  matrix instructions"
     )
     failed = 0

@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.compile_check import Row
+    from benchmarks.static.compile_check import Row
 
-CSRC = Path(__file__).parents[1] / "csrc"
-ARCHS = (80, 89, 90, 100)
-TILES = (8, 16, 32, 64)
-QUADS, VJP_QUADS = (2, 3, 4, 5, 6, 8, 10), (2, 3, 4, 5, 6, 8)  # of channels, of the tensor-core kernels
+CSRC = Path(__file__).parents[2] / "csrc"
+ARCHS = tuple(int(target.replace(".", "")) for target in (CSRC / "cuda" / "targets.txt").read_text().split(";"))
 # Bytes of a thread that may be spilt. In float64 division and exp are calls, around which ptxas keeps registers in
 # memory; in float32 it spares a few registers so that one more CTA of the largest size fits on a multiprocessor.
 #
@@ -36,6 +34,7 @@ SPILL_ALLOWED = {
     **{("map_vjp_mma_kernel", quads): spill for quads, spill in zip("34568", (24, 80, 112, 144, 256), strict=True)},
 }
 
+# The functions that name every instance are those that the launcher calls.
 SOURCE = """
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -43,43 +42,41 @@ SOURCE = """
 #include "cuda/spectral_map_vjp.cuh"
 #include "cuda/spectral_map_vjp_mma.cuh"
 namespace affnet {
+template MmaKernel mma_kernel(int, bool, MmaQuads);
+template FmaKernel<float> fma_kernel<float>(const LaunchPlan&, bool);
+template __global__ void reduce_kernel(const float*, int64_t, int, int, int, float*, float*, float*, float*);
+#ifndef AFFNET_SHORT
+template FmaKernel<double> fma_kernel<double>(const LaunchPlan&, bool);
+template __global__ void reduce_kernel(const double*, int64_t, int, int, int, double*, double*, double*, double*);
+#endif
+#define AFFNET_PLANES(S, T)                                               \\
+  template __global__ void load_kernel(const S*, T*, int64_t, int);       \\
+  template __global__ void store_kernel(const T*, const S*, S*, int64_t, int);
+AFFNET_PLANES(float, float)
+AFFNET_PLANES(double, double)
+AFFNET_PLANES(__half, float)
+AFFNET_PLANES(__nv_bfloat16, float)
+}
 """
+SHORT = ("-DAFFNET_SHORT", "-DAFFNET_FMA_TILES=64", "-DAFFNET_MMA_QUADS=4")
 
 
 def cuda_rows(short: bool) -> Iterator[Row]:
-    """The kernels of csrc/cuda, as mixer.cu instantiates them."""
+    """The kernels of csrc/cuda: every instance that the launcher may choose, or a few of them."""
     if shutil.which("nvcc") is None:
         sys.exit("compile_check: expected nvcc on PATH, got none; install the CUDA toolkit")
-    source = SOURCE + "".join(f"template __global__ void {instance};\n" for instance in _instances(short)) + "}\n"
     for arch in (90,) if short else ARCHS:
-        yield from _rows(source, arch)
+        yield from _rows(arch, SHORT if short else ())
 
 
-def _instances(short: bool) -> Iterator[str]:
-    for type_ in ("float",) if short else ("float", "double"):
-        for tile in (64,) if short else TILES:
-            yield f"map_kernel<{type_}, {tile}>(MapArguments<{type_}>)"
-            yield f"map_vjp_kernel<{type_}, {tile}>(MapArguments<{type_}>)"
-        yield (
-            f"reduce_kernel<{type_}>(const {type_}*, int64_t, int, int, int, {type_}*, {type_}*, {type_}*, {type_}*)"
-        )
-    for quads in (4,) if short else QUADS:
-        yield f"map_mma_kernel<{quads}>(MapArguments<float>, RowTiling)"
-    for quads in (4,) if short else VJP_QUADS:
-        yield f"map_vjp_mma_kernel<{quads}>(MapArguments<float>, RowTiling)"
-    for stored, type_ in (("float", "float"), ("double", "double"), ("__half", "float"), ("__nv_bfloat16", "float")):
-        yield f"load_kernel<{stored}, {type_}>(const {stored}*, {type_}*, int64_t, int)"
-        yield f"store_kernel<{stored}, {type_}>(const {type_}*, const {stored}*, {stored}*, int64_t, int)"
-
-
-def _rows(source: str, arch: int) -> Iterator[Row]:
+def _rows(arch: int, defines: tuple[str, ...]) -> Iterator[Row]:
     import triton
 
-    from benchmarks.compile_check import Row
+    from benchmarks.static.compile_check import Row
 
     with tempfile.TemporaryDirectory() as folder:
         path, cubin = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
-        path.write_text(source)
+        path.write_text(SOURCE)
         start = time.perf_counter()
         done = subprocess.run(
             [
@@ -90,6 +87,7 @@ def _rows(source: str, arch: int) -> Iterator[Row]:
                 "-Xptxas",
                 "-v",
                 f"-I{CSRC}",
+                *defines,
                 "-cubin",
                 path,
                 "-o",
@@ -124,7 +122,7 @@ def _rows(source: str, arch: int) -> Iterator[Row]:
             registers=int(registers),
             spill=int(spill),
             spill_allowed=SPILL_ALLOWED.get((name, case.split()[0]), 0),
-            shared=-(-int(static[1]) // 1024) if static else 0,  # static; launch_for sizes the rest
+            shared=-(-int(static[1]) // 1024) if static else 0,  # static; launch_plan.h sizes the rest
             shared_allowed=0,
             mma=" + ".join(f"{count} {operation}" for operation, count in sorted(counts.items())),
             instructions=len(operations),

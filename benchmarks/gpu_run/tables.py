@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from benchmarks.claims import CLAIMS, Lookup, shown
-from benchmarks.tables import NAMES, Rows, markdown, microseconds
+from benchmarks.gpu_run.claims import CLAIMS, Lookup, shown
+from benchmarks.tables import NAMES, Rows, label, markdown, microseconds
 
 
 def steps(rows: Rows) -> str:
     found = [row for row in rows.all if row.suite == "step"]
     lines = ([row.case, row.status, f"{row.p50_us / 1e6:.0f}", row.reason.replace("|", "/")] for row in found)
-    return markdown(["step", "outcome", "seconds", "what it said"], lines) if found else ""
+    return markdown(["step", "outcome", "seconds", "what it said"], lines)
 
 
 def claims(rows: Rows) -> str:
@@ -24,15 +24,30 @@ def claims(rows: Rows) -> str:
 
 
 def ceilings(rows: Rows) -> str:
-    found = rows.good("machine")
     lines = (
         [
             f"{row.provider}, {row.case}",
             f"{row.gb_per_s:,.0f} GB/s" if row.gb_per_s > 0 else f"{row.gflop_per_s / 1e3:,.2f} TFLOP/s",
         ]
-        for row in found
+        for row in rows.good("machine")
     )
-    return markdown(["ceiling", "measured"], lines) if found else ""
+    return markdown(["ceiling", "measured"], lines)
+
+
+def contact(rows: Rows) -> str:
+    """The first forward and backward pass of each backend."""
+    lines = (
+        [
+            label(row, NAMES.get(row.provider, row.provider)),
+            row.status,
+            f"{row.error:.1e}" if row.error == row.error else "-",
+            f"{row.p50_us / 1e6:.1f}" if row.p50_us == row.p50_us else "-",
+            row.reason.replace("|", "/"),
+        ]
+        for row in rows.all
+        if row.suite == "contact"
+    )
+    return markdown(["call", "outcome", "largest error", "seconds of the first call", "why"], lines)
 
 
 def inverse_transform(rows: Rows) -> str:
@@ -47,17 +62,15 @@ def inverse_transform(rows: Rows) -> str:
 
 
 def launches(rows: Rows) -> str:
-    found = rows.good("launches")
     lines = (
         [
-            f"{row.case}, B={row.batch}, {row.direction}, {NAMES.get(row.provider, row.provider)}",
+            label(row, NAMES.get(row.provider, row.provider)),
             str(row.launches),
             microseconds(row.p50_us),
             f"{row.gb_per_s * row.p50_us / 1e3:.1f}",
             f"{row.gb_per_s:,.0f}",
             row.protocol,
         ]
-        for row in found
+        for row in rows.good("launches")
     )
-    header = ["case", "launches", "device µs", "MB to move at least", "GB/s", "counted by"]
-    return markdown(header, lines) if found else ""
+    return markdown(["case", "launches", "device µs", "MB to move at least", "GB/s", "counted by"], lines)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from benchmarks.results import Result
+from benchmarks.cases import COMPILED, PASSES
+from benchmarks.results import UNTIMED, Result
 
-COMPILED = ("compile", "compile-autotune")
-FORWARD, BOTH = "forward", "forward+backward"
+FORWARD, BOTH = PASSES
 Measure = Callable[["Lookup"], float | None]
 
 
@@ -39,11 +39,11 @@ def shown(value: float | None, unit: str) -> str:
 
 
 class Lookup:
-    """Good rows by shape, type, pass and provider, whatever their suite."""
+    """Good rows with SiLU by shape, type, pass and provider, whatever their suite."""
 
     def __init__(self, rows: Iterable[Result]) -> None:
         self.rows = [row for row in rows if row.status == "OK"]
-        timed = [row for row in self.rows if row.suite not in ("launches", "inverse-transform", "machine", "step")]
+        timed = [row for row in self.rows if row.suite not in UNTIMED and row.activation == "silu"]
         self._timed = {(r.channels, r.height, r.batch, r.dtype, r.direction, r.provider): r for r in timed}
 
     def row(self, shape: tuple[int, int, int], dtype: str, direction: str, providers: Iterable[str]) -> Result | None:
@@ -87,7 +87,7 @@ def less_memory(provider: str, shape: tuple[int, int, int], dtype: str, directio
 def most_launches(provider: str, direction: str) -> Measure:
     def measure(rows: Lookup) -> float | None:
         counted = [r for r in rows.rows if (r.suite, r.provider, r.direction) == ("launches", provider, direction)]
-        return max((row.launches for row in counted if row.device_type == "cuda"), default=None)
+        return max((row.launches for row in counted if row.device_type == "cuda" and row.launches > 0), default=None)
 
     return measure
 
@@ -103,59 +103,59 @@ def worst_error(suite: str, provider: str, direction: str) -> Measure:
     return measure
 
 
-def _claims() -> tuple[Claim, ...]:
-    claims = []
+LARGE, MIDDLE, SMALL = (128, 32, 64), (256, 16, 64), (320, 8, 64)  # C, H = W, B
 
-    def add(
-        what: str, unit: str, measure: Measure, at_least: float | None = None, at_most: float | None = None
-    ) -> None:
-        claims.append(Claim(what, at_least, at_most, unit, measure))
 
-    large = (128, 32, 64)
+def _named(provider: str, shape: tuple[int, int, int], dtype: str, direction: str) -> str:
+    return f"{provider}, {shape[0]}@{shape[1]}x{shape[1]}, B={shape[2]}, {dtype}, {direction}"
+
+
+def _compared(
+    provider: str,
+    shape: tuple[int, int, int],
+    dtype: str,
+    direction: str,
+    *bounds: tuple[str, tuple[str, ...], float],  # what the speed is compared with, in words and providers; at least
+) -> Iterable[Claim]:
+    named = _named(provider, shape, dtype, direction)
+    for words, than, at_least in bounds:
+        yield Claim(
+            f"{named}: speed against {words}", at_least, None, "x", faster(provider, than, shape, dtype, direction)
+        )
+
+
+def _at_most(what: str, bound: float, unit: str, measure: Measure) -> Claim:
+    return Claim(what, None, bound, unit, measure)
+
+
+def _claims() -> Iterable[Claim]:
     for dtype, eager, compiled, share in (("float32", 6, 3, 0.20), ("bfloat16", 10, 4, 0.25)):
-        name = f"triton, 128@32x32, B=64, {dtype}, forward"
-        add(f"{name}: speed against eager", "x", faster("triton", ("eager",), large, dtype, FORWARD), eager)
-        add(f"{name}: against the best compile", "x", faster("triton", COMPILED, large, dtype, FORWARD), compiled)
-        add(f"{name}: of clone's bandwidth", "%", of_clone("triton", large, dtype), share)
-    for shape, microseconds in (((256, 16, 64), 12.0), ((320, 8, 64), 8.0)):
+        bounds = ("eager", ("eager",), eager), ("the best compile", COMPILED, compiled)
+        yield from _compared("triton", LARGE, dtype, FORWARD, *bounds)
+        what = f"{_named('triton', LARGE, dtype, FORWARD)}: of clone's bandwidth"
+        yield Claim(what, share, None, "%", of_clone("triton", LARGE, dtype))
+    for shape, microseconds in ((MIDDLE, 12.0), (SMALL, 8.0)):
         for dtype in ("float32", "bfloat16"):
-            name = f"triton, {shape[0]}@{shape[1]}x{shape[1]}, B=64, {dtype}, forward"
-            add(f"{name}: time", "us", time_of("triton", shape, dtype), at_most=microseconds)
-            add(
-                f"{name}: against eager as a CUDA graph",
-                "x",
-                faster("triton", ("eager-graph",), shape, dtype, FORWARD),
-                5,
-            )
-    name = "triton, 128@32x32, B=64, bfloat16, forward+backward"
-    add(f"{name}: speed against eager", "x", faster("triton", ("eager",), large, "bfloat16", BOTH), 5)
-    add(f"{name}: peak memory below eager's", "x", less_memory("triton", large, "bfloat16", BOTH), 6)
-    name = "triton, 128@32x32 (1,024 tokens), B=64, bfloat16, forward"
-    add(f"{name}: against self-attention", "x", faster("triton", ("attention",), large, "bfloat16", FORWARD), 3)
-    add("triton: launches of a forward pass", "", most_launches("triton", FORWARD), at_most=1)
-    add("triton: launches of a forward and backward pass", "", most_launches("triton", BOTH), at_most=3)
+            named = _named("triton", shape, dtype, FORWARD)
+            yield _at_most(f"{named}: time", microseconds, "us", time_of("triton", shape, dtype))
+            yield from _compared("triton", shape, dtype, FORWARD, ("eager as a CUDA graph", ("eager-graph",), 5))
+    yield from _compared("triton", LARGE, "bfloat16", BOTH, ("eager", ("eager",), 5))
+    what = f"{_named('triton', LARGE, 'bfloat16', BOTH)}: peak memory below eager's"
+    yield Claim(what, 6, None, "x", less_memory("triton", LARGE, "bfloat16", BOTH))
+    yield from _compared("triton", LARGE, "bfloat16", FORWARD, ("self-attention", ("attention",), 3))
+    yield _at_most("triton: launches of a forward pass", 1, "", most_launches("triton", FORWARD))
+    yield _at_most("triton: launches of a forward and backward pass", 3, "", most_launches("triton", BOTH))
     for shape in ((128, 64, 16), (64, 128, 16)):
-        name = f"cuda, {shape[0]}@{shape[1]}x{shape[1]}, B=16, float32"
-        add(f"{name}, forward: speed against eager", "x", faster("cuda", ("eager",), shape, "float32", FORWARD), 3)
-        add(f"{name}, forward: against the best compile", "x", faster("cuda", COMPILED, shape, "float32", FORWARD), 1.5)
-        add(
-            f"{name}, forward+backward: speed against eager", "x", faster("cuda", ("eager",), shape, "float32", BOTH), 3
-        )
-        add(f"{name}, forward+backward: peak memory below eager's", "x", less_memory("cuda", shape, "float32", BOTH), 3)
+        bounds = ("eager", ("eager",), 3), ("the best compile", COMPILED, 1.5)
+        yield from _compared("cuda", shape, "float32", FORWARD, *bounds)
+        yield from _compared("cuda", shape, "float32", BOTH, ("eager", ("eager",), 3))
+        what = f"{_named('cuda', shape, 'float32', BOTH)}: peak memory below eager's"
+        yield Claim(what, 3, None, "x", less_memory("cuda", shape, "float32", BOTH))
+    what = "largest error of y - x in float32"
     for provider in ("triton", "cuda"):
-        add(
-            f"{provider}: largest error of y - x in float32, nine shipped shapes",
-            "",
-            worst_error("shipped", provider, FORWARD),
-            at_most=1e-6,
-        )
-    add(
-        "the reference mixer on the device: largest error of y - x in float32",
-        "",
-        worst_error("inverse-transform", "reference against float64", FORWARD),
-        at_most=1e-6,
-    )
-    return tuple(claims)
+        yield _at_most(f"{provider}: {what}, nine shipped shapes", 1e-6, "", worst_error("shipped", provider, FORWARD))
+    measure = worst_error("inverse-transform", "reference against float64", FORWARD)
+    yield _at_most(f"the reference mixer on the device: {what}", 1e-6, "", measure)
 
 
-CLAIMS = _claims()
+CLAIMS = tuple(_claims())

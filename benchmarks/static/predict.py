@@ -1,6 +1,6 @@
 """Times that the Triton forward should take, from its compiled code: what to hold a first measurement against.
 
-    python -m benchmarks.predict
+    python -m benchmarks.static.predict
 
 Three ceilings of an H200 at batch 64: the bytes of x and y at 4.3 TB/s; the matrix products, padding included, at 62 %
 of 989 TFLOP/s in half precision, three of each for float32; the instructions of the compiled code, every step counted
@@ -17,17 +17,17 @@ import tempfile
 
 import torch
 
-from affnet_kernels.backends.triton_launch import Tile
+from affnet_kernels.backends.triton.tile import Tile
 from affnet_kernels.spec import MixerSpec
 from benchmarks.cases import SHIPPED
-from benchmarks.compile_check import BLOCKS, compile_row
+from benchmarks.static.compile_check import BLOCKS, compile_row
 
 BATCH, MULTIPROCESSORS, ISSUED_PER_US = 64, 132, 4 * 1755
 BYTES_PER_US, FLOP_PER_US = 4.3e6, 0.62 * 989e6
 
 
 def instructions(cubin: bytes, tile: Tile) -> int:
-    """Those that a warp issues for a tile: its steps are functions, called once for each piece or run of rows."""
+    """Those that a warp issues for a tile: its steps are functions, called once per chunk."""
     import triton
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -35,8 +35,9 @@ def instructions(cubin: bytes, tile: Tile) -> int:
         file.flush()
         tool = triton.knobs.nvidia.nvdisasm.path
         code = subprocess.run([tool, "-c", file.name], capture_output=True, text=True, check=True).stdout
-    pieces, runs = math.ceil(tile.D / tile.PIECE), math.ceil(tile.H * tile.F / tile.ROWS) if tile.STAGED else 0
-    times = {"stage_piece": pieces, "add_piece": pieces, "map_rows": runs}
+    channel_chunks = math.ceil(tile.D / tile.CHANNEL_CHUNK)
+    frequency_chunks = math.ceil(tile.H * tile.F / tile.FREQUENCY_CHUNK) if tile.STAGED else 0
+    times = {"stage_chunk": channel_chunks, "add_chunk": channel_chunks, "map_rows": frequency_chunks}
     total, weight = 0, 1
     for line in code.splitlines():
         if line.endswith(":") and not line.startswith("."):
@@ -48,10 +49,10 @@ def instructions(cubin: bytes, tile: Tile) -> int:
 
 def products(tile: Tile) -> int:
     """Floating-point operations of a tile's matrix products, of one pass, without the Nyquist column."""
-    planes = tile.IMAGES * math.ceil(tile.D / tile.PIECE) * tile.PIECE
+    planes = tile.IMAGES * math.ceil(tile.D / tile.CHANNEL_CHUNK) * tile.CHANNEL_CHUNK
     transforms = 2 * planes * (tile.HP * tile.WP * 2 * tile.FP + 2 * tile.HP * 2 * tile.HP * tile.FP)
     frequencies = tile.IMAGES * tile.HP * tile.FP
-    rows = math.ceil(tile.H * tile.F / tile.ROWS) * tile.ROWS if tile.STAGED else frequencies
+    rows = math.ceil(tile.H * tile.F / tile.FREQUENCY_CHUNK) * tile.FREQUENCY_CHUNK if tile.STAGED else frequencies
     return 2 * (transforms + rows * 2 * 2 * tile.DP * 2 * tile.DHP)
 
 

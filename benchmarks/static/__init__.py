@@ -1,0 +1,1 @@
+"""What the compilers say of every GPU kernel, without a GPU: registers, spills, shared memory, predicted times."""

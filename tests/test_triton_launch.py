@@ -1,0 +1,93 @@
+"""Triton's compiler, JIT and launcher for compute capability 9.0, on a stand-in for libcuda.so.1.
+
+`python -m tests.triton_versions` runs these tests under every version of Triton that a GPU machine may have.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from affnet_kernels.backends.triton import launch
+from affnet_kernels.backends.triton.launch_table import MAX_SIZE
+from affnet_kernels.backends.triton.matrices import dft_matrices
+from affnet_kernels.spec import MixerSpec
+from tests.stub_driver.driver import build
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `tests.stub_driver.launches` prints, run with an empty cache of compiled kernels."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU: the tests marked gpu launch on it")
+    try:
+        environment = build(tmp_path_factory.mktemp("libcuda"))
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    command = [sys.executable, "-W", "ignore", "-m", "tests.stub_driver.launches"]
+    run = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    report = json.loads(run.stdout)
+    print(f"Triton {report['triton']}, host time in us: {report['host_us']}")
+    return report
+
+
+def test_kernels_compile_within_the_shared_memory_of_the_launch_tables(report: dict[str, Any]) -> None:
+    assert [row for row in report["compiled"] if row["shared"] > row["allowed"]] == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_launch_forward_and_two_backward(report: dict[str, Any], dtype: str) -> None:
+    assert report["launched"][dtype] == {
+        "first forward": ["forward_kernel"],
+        "first backward": ["backward_kernel", "sum_kernel"],
+        "second forward": ["forward_kernel"],
+        "second backward": ["backward_kernel", "sum_kernel"],
+    }
+
+
+def test_nothing_is_compiled_after_warm(report: dict[str, Any]) -> None:
+    assert report["warm"]["kernels"] == 5  # two directions of two dtypes, and one reduction
+    assert report["warm"]["progress"] == [[done, 5] for done in range(1, 6)]
+    assert report["compiled_after_warm"] == 0
+
+
+def test_unaligned_tensors_get_a_kernel_of_their_own(report: dict[str, Any]) -> None:
+    assert report["unaligned"] == {"addresses": True, "compiled": True}
+
+
+def test_hooks_around_launches_are_called(report: dict[str, Any]) -> None:
+    assert report["hooks"] == ["forward_kernel"]
+
+
+def test_a_launcher_with_other_arguments_is_left_to_triton(report: dict[str, Any]) -> None:
+    assert report["other_launcher"] == [[1, 2], [3]]
+
+
+def test_a_call_costs_the_host_less_than_one_launch_by_the_jit(report: dict[str, Any]) -> None:
+    """It takes 0.6 times as long; the backward, with two launches and six allocations, 1.1 to 1.3 times."""
+    host = report["host_us"]
+    assert host["forward"] < 0.8 * host["launch by the JIT"], host
+    assert host["backward"] < 1.5 * host["launch by the JIT"], host
+
+
+def test_matrices_outlive_calls_with_many_other_sizes() -> None:
+    """A captured CUDA graph reads them at every replay, and knows only their address."""
+
+    def plan(height: int, width: int) -> launch.ForwardPlan:
+        return launch.forward_plan(MixerSpec(1, 8, height, width, 1, 8, torch.float32, torch.device("cpu"), "relu"), 3)
+
+    captured = plan(16, 16).matrices.data_ptr()
+    others = [plan(height, width).matrices for height in range(1, MAX_SIZE + 1) for width in range(1, MAX_SIZE + 1)]
+    del others
+    assert plan(16, 16).matrices.data_ptr() == captured
+    assert dft_matrices.cache_info().maxsize is None
