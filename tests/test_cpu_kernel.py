@@ -143,8 +143,10 @@ def test_every_length(size: int) -> None:
 @pytest.mark.parametrize("parameter_grads", [True, False])
 def test_gradients_left_out(input_grad: bool, parameter_grads: bool) -> None:
     case = stored_case("et_stage4_16x16")
-    every = CPU.backward(case.dy, *case.tensors, case.sparsity_threshold, case.activation, True, True)
-    some = CPU.backward(case.dy, *case.tensors, case.sparsity_threshold, case.activation, input_grad, parameter_grads)
+    x, parameters = case.tensors[0], Parameters(*case.tensors[1:])
+    arguments = (MixerSpec.of(x, parameters.w1, case.activation), case.dy, x, parameters, case.sparsity_threshold)
+    every = CPU.backward(*arguments, True, True)
+    some = CPU.backward(*arguments, input_grad, parameter_grads)
     for asked, gradient, full in zip((input_grad, *4 * (parameter_grads,)), some, every, strict=True):
         if asked:
             assert torch.equal(gradient, full)
