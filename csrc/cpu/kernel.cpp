@@ -36,7 +36,8 @@ void forward(const Call<T>& call, int64_t begin, int64_t end, char* memory) {
   const T s = transform_scale(call), scale = s * s / 2;
   const int64_t tiles = call.tiles_per_block();
   for (int64_t k = begin / tiles; k * tiles < end; ++k) {
-    const Block<T> block(call, k, false, scratch, s / 2);
+    const Block<T> block(call, k, scratch);
+    block.pack(call, k, false, s / 2);
     const int64_t last = end < (k + 1) * tiles ? end : (k + 1) * tiles;
     for (int64_t i = begin > k * tiles ? begin : k * tiles; i < last; ++i) {
       const Tile tile = tile_at(call, k, i % tiles);
@@ -59,10 +60,12 @@ void store_grads(const Call<T>& call, const Scratch<T>& sums, T w1_scale, T scal
 }
 
 template <typename T>
-void backward(const Call<T>& call, int k, int64_t begin, int64_t end, const ParameterGrads<T>& grads, char* memory) {
+void backward(const Call<T>& call, int k, bool packed, int64_t begin, int64_t end, const ParameterGrads<T>& grads,
+              char* memory) {
   const Scratch<T> scratch(call, true, memory);
   const T s = transform_scale(call), scale = s * s / 2;
-  const Block<T> block(call, k, true, scratch, s / 2);
+  const Block<T> block(call, k, scratch);
+  if (!packed) block.pack(call, k, true, s / 2);
   scratch.clear_sums();
   bool finite = true;
   for (int64_t i = begin; i < end && (finite || call.images_log2 == 0); ++i) {

@@ -120,7 +120,10 @@ struct Kernel {
   // Tiles begin .. end of [K, tiles_per_block].
   void (*forward)(const Call<T>&, int64_t begin, int64_t end, char* scratch);
   // Tiles begin .. end of one block. The gradients of its parameters, summed over these tiles, are stored if asked for.
-  void (*backward)(const Call<T>&, int block, int64_t begin, int64_t end, const ParameterGrads<T>&, char* scratch);
+  // With `packed`, the previous call on this scratch memory was for the same block, whose packed weights are used
+  // again.
+  void (*backward)(const Call<T>&, int block, bool packed, int64_t begin, int64_t end, const ParameterGrads<T>&,
+                   char* scratch);
 };
 
 struct Kernels {

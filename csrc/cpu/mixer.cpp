@@ -213,7 +213,8 @@ Gradients run_backward(const Sizes& n, Prepared<T>& prepared, const at::Tensor& 
                      for (int64_t task = begin; task < end; ++task) {
                        const int64_t k = task / count, index = task % count;
                        const auto grads = sums ? sums->of_block(index, k, n.K) : ParameterGrads<T>{};
-                       kernel<T>().backward(call, static_cast<int>(k), index * tiles / count,
+                       const bool packed = task > begin && index > 0;
+                       kernel<T>().backward(call, static_cast<int>(k), packed, index * tiles / count,
                                             (index + 1) * tiles / count, grads, scratch.get());
                      }
                    });

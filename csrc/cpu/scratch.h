@@ -36,13 +36,14 @@ class Arena {
 template <typename T>
 struct Scratch {
   TransformScratch<T> transform{};
-  PackedWeight<T> w1, w2, w1_adjoint, w2_adjoint;
-  T* X;                      // [D, 2, slot_stride], spectrum of x, then of the branch
-  T* G;                      // [D, 2, slot_stride], spectrum of dy, then of dx - dy
-  T* hidden;                 // [Dh, 2, layer_chunk], the activations; backward, their derivatives
-  T* O1;                     // [Dh, 2, gradient_chunk]
-  T* dP1;                    // [Dh, 2, gradient_chunk]
-  T* dP2;                    // [D, 2, gradient_chunk]
+  PackedWeight<T> w1{}, w2{};
+  PackedWeight<T> w1_adjoint{}, w2_adjoint{};  // backward
+  T* X;                                        // [D, 2, slot_stride], spectrum of x, then of the branch
+  T* G;                                        // [D, 2, slot_stride], spectrum of dy, then of dx - dy
+  T* hidden;                                   // [Dh, 2, layer_chunk], the activations; backward, their derivatives
+  T* O1;                                       // [Dh, 2, gradient_chunk]
+  T* dP1;                                      // [Dh, 2, gradient_chunk]
+  T* dP2;                                      // [D, 2, gradient_chunk]
   T *dW1, *dB1, *dW2, *dB2;  // the partial sums of the parameters' gradients, in contraction.h's order
   T* sums_end;
   ptrdiff_t layer_chunk, gradient_chunk;  // both in slots
@@ -102,8 +103,13 @@ struct Block {
   PackedWeight<T> w1, w2, w1_adjoint, w2_adjoint;
   Bias<T> b1, b2;
 
-  Block(const Call<T>& call, int64_t k, bool backward, const Scratch<T>& scratch, T w1_scale)
+  Block(const Call<T>& call, int64_t k, const Scratch<T>& scratch)
       : w1(scratch.w1), w2(scratch.w2), w1_adjoint(scratch.w1_adjoint), w2_adjoint(scratch.w2_adjoint) {
+    b1 = {call.b1 + k * call.hidden, call.b1 + (call.blocks + k) * call.hidden};
+    b2 = {call.b2 + k * call.size, call.b2 + (call.blocks + k) * call.size};
+  }
+
+  void pack(const Call<T>& call, int64_t k, bool backward, T w1_scale) const {
     const int64_t weight = int64_t{call.size} * call.hidden, all = call.blocks * weight;
     const T *const w1_re = call.w1 + k * weight, *const w2_re = call.w2 + k * weight;
     pack_weight(w1, w1_re, w1_re + all, w1_scale);
@@ -112,8 +118,6 @@ struct Block {
       if (call.input_grad) pack_adjoint_weight(w1_adjoint, w1_re, w1_re + all, w1_scale);
       pack_adjoint_weight(w2_adjoint, w2_re, w2_re + all, T(1));
     }
-    b1 = {call.b1 + k * call.hidden, call.b1 + (call.blocks + k) * call.hidden};
-    b2 = {call.b2 + k * call.size, call.b2 + (call.blocks + k) * call.size};
   }
 };
 
