@@ -5,7 +5,7 @@ TORCH  ?= torch==2.13.0
 BENCH_OUT ?= out/bench
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install bench tables cpu-table gpu gpu-table gpu-rehearsal commit-file compile-check test test-cuda-build \
+.PHONY: help install bench tables cpu-table gpu gpu-table gpu-rehearsal commit-file compile-check test test-triton-versions test-cuda-build \
         lint format clean
 .DEFAULT_GOAL := help
 
@@ -19,6 +19,7 @@ help:
 	@echo 'make commit-file   write COMMIT, for a tree that travels to a GPU without .git'
 	@echo 'make compile-check   registers, spills and shared memory of every GPU kernel, without a GPU'
 	@echo 'make test      all tests and checks'
+	@echo 'make test-triton-versions   the Triton launcher under each supported version of Triton, without a GPU'
 	@echo 'make test-cuda-build   the extension for CUDA, compiled, imported and tested without a GPU (needs nvcc)'
 	@echo 'make lint      ruff, mypy, clang-format, import-linter'
 	@echo 'make format    rewrite the sources in house style'
@@ -45,7 +46,7 @@ bench: install
 
 # Takes a quarter of an hour on an idle machine, and needs a checkout without changes: the CSV names its commit.
 cpu-table: install
-	@$(PYTHON) -m benchmarks run default relu cliffs --device cpu --out out/cpu-table
+	@$(PYTHON) -m benchmarks run default relu cliffs --device cpu --compile-seconds 200 --out out/cpu-table
 	@$(PYTHON) -m benchmarks keep out/cpu-table
 	@$(PYTHON) -m benchmarks readme
 
@@ -61,15 +62,15 @@ commit = git describe --always --abbrev=12 --exclude='*' --dirty=+changes
 commit-file:
 	@commit=$$($(commit)) && echo "$$commit" > COMMIT && echo "COMMIT: $$commit"
 
-# The tree as it travels to such a machine: what git tracks or would track, here with the compiled extension for CPUs.
+# The tree as it travels to such a machine: what git tracks or would track. The extension joins it in the build's step.
 REHEARSAL ?= build/gpu-rehearsal
 gpu-rehearsal: install
 	@rm -rf $(REHEARSAL) && mkdir -p $(REHEARSAL)/tree
 	@git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -T - -cf - \
 	  | tar -xf - -C $(REHEARSAL)/tree
-	@cp affnet_kernels/_C* $(REHEARSAL)/tree/affnet_kernels
 	@$(commit) > $(REHEARSAL)/tree/COMMIT
-	@cd $(REHEARSAL)/tree && OMP_NUM_THREADS=1 $(abspath $(PYTHON)) -m benchmarks gpu ../out --stand-in
+	@python=$(abspath $(PYTHON)) prebuilt=$(abspath affnet_kernels) && cd $(REHEARSAL)/tree && \
+	  AFFNET_PREBUILT=$$prebuilt OMP_NUM_THREADS=1 $$python -m benchmarks gpu ../out --stand-in
 
 test: install lint
 	@echo '== running the tests'
@@ -78,6 +79,10 @@ test: install lint
 # From Triton's compiler and from nvcc.
 compile-check: install
 	@$(PYTHON) -m benchmarks.static.compile_check
+
+# The real compiler and launcher on a stand-in for the driver, under each version that GPU machines have.
+test-triton-versions: install
+	@$(PYTHON) -m tests.triton_versions
 
 test-cuda-build:
 	@tests/cuda_build.sh

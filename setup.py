@@ -51,12 +51,12 @@ def extension_arguments() -> dict:
         os.environ.setdefault("CUDA_HOME", home)  # before torch looks for it
     try:
         import torch
-        from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+        from torch.utils.cpp_extension import CUDA_HOME
     except ImportError as error:
         return without_extension(
             f"torch is not importable here ({error}); pip install --no-build-isolation . uses yours"
         )
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
     if shutil.which(compiler[0]) is None:
         return without_extension(f"there is no C++ compiler ({compiler[0]})")
     cuda_possible = torch.version.cuda is not None and CUDA_HOME is not None
@@ -67,27 +67,41 @@ def extension_arguments() -> dict:
         )
     if cuda_possible:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
-    variants = cpu_variants()
+    return {
+        "ext_modules": [make_extension(cuda_possible, openmp=True)],
+        "cmdclass": {"build_ext": build_command(compiler, cuda_possible)},
+    }
 
-    def make_extension(with_cuda: bool, openmp: bool) -> Extension:
-        sources = [*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc" / "cpu").rglob("*.cpp")]
-        sources.remove(CPU_KERNEL)
-        macros: list[tuple[str, str]] = [("AFFNET_X86_VARIANTS", "1")] if len(variants) > 1 else []
-        flags = {"cxx": [*CXX_FLAGS, *([OPENMP] if openmp else [])]}
-        if with_cuda:
-            sources += (ROOT / "csrc" / "cuda").glob("*.cu")
-            macros.append(("AFFNET_WITH_CUDA", "1"))
-            targets = os.environ["TORCH_CUDA_ARCH_LIST"]
-            flags["cxx"] += [f'-DAFFNET_CUDA_VERSION="{torch.version.cuda}"', f'-DAFFNET_CUDA_TARGETS="{targets}"']
-            flags["nvcc"] = ["-O3", "-std=c++20"]
-        return (CUDAExtension if with_cuda else CppExtension)(
-            "affnet_kernels._C",
-            sorted(str(source.relative_to(ROOT)) for source in sources),
-            depends=[str(header.relative_to(ROOT)) for header in (ROOT / "csrc").rglob("*.*h")],
-            define_macros=macros,
-            extra_compile_args=flags,
-            **(cufft(Path(torch.__file__).parents[1]) if with_cuda else {"include_dirs": INCLUDE_DIRS}),
-        )
+
+def make_extension(with_cuda: bool, openmp: bool) -> Extension:
+    import torch
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+
+    sources = [*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc" / "cpu").rglob("*.cpp")]
+    sources.remove(CPU_KERNEL)
+    macros: list[tuple[str, str]] = [("AFFNET_X86_VARIANTS", "1")] if len(cpu_variants()) > 1 else []
+    flags = {"cxx": [*CXX_FLAGS, *([OPENMP] if openmp else [])]}
+    if with_cuda:
+        sources += (ROOT / "csrc" / "cuda").glob("*.cu")
+        macros.append(("AFFNET_WITH_CUDA", "1"))
+        targets = os.environ["TORCH_CUDA_ARCH_LIST"]
+        flags["cxx"] += [f'-DAFFNET_CUDA_VERSION="{torch.version.cuda}"', f'-DAFFNET_CUDA_TARGETS="{targets}"']
+        flags["nvcc"] = ["-O3", "-std=c++20"]
+    return (CUDAExtension if with_cuda else CppExtension)(
+        "affnet_kernels._C",
+        sorted(str(source.relative_to(ROOT)) for source in sources),
+        depends=[str(header.relative_to(ROOT)) for header in (ROOT / "csrc").rglob("*.*h")],
+        define_macros=macros,
+        extra_compile_args=flags,
+        **(cufft(Path(torch.__file__).parents[1]) if with_cuda else {"include_dirs": INCLUDE_DIRS}),
+    )
+
+
+def build_command(compiler: list[str], cuda_possible: bool) -> type:
+    import torch
+    from torch.utils.cpp_extension import BuildExtension
+
+    variants = cpu_variants()
 
     class Build(BuildExtension):
         """Compiles the CPU kernel for each instruction set, and leaves beside the library what it was built for.
@@ -144,7 +158,7 @@ def extension_arguments() -> dict:
                     return facts | {"with_cuda": with_cuda, "cuda_targets": targets}
             raise AssertionError("the last attempt returns or raises")
 
-    return {"ext_modules": [make_extension(cuda_possible, openmp=True)], "cmdclass": {"build_ext": Build}}
+    return Build
 
 
 def has_openmp(compiler: list[str]) -> bool:
@@ -197,7 +211,7 @@ def cpu_variants() -> dict[str, list[str]]:
     """The CPU kernel's variants, by the name of their C++ namespace, and the compiler's options for each."""
     variants = {"baseline": list[str]()}
     if platform.machine().lower() in ("x86_64", "amd64"):
-        variants["avx2"] = ["-mavx2", "-mfma"]
+        variants["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
         variants["avx512"] = [*variants["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
     return variants
 

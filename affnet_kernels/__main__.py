@@ -1,16 +1,18 @@
-"""`python -m affnet_kernels info | check`: what is installed, and whether it is right on this machine."""
+"""`python -m affnet_kernels info | check | warm`: what is installed, whether it is right here, and a filled cache."""
 
 from __future__ import annotations
 
 import argparse
 import platform
+import re
 import sys
 import time
 
 import torch
 
 from affnet_kernels import MixerSpec, __version__, available_backends, fused_aff_mixer
-from affnet_kernels.backends import explain
+from affnet_kernels.activations import ACTIVATIONS
+from affnet_kernels.backends import as_lines, triton
 from affnet_kernels.backends.native import build_facts
 from affnet_kernels.spec import compute_dtype
 
@@ -33,7 +35,7 @@ def info() -> int:
     for name, value in rows:
         print(f"{name:<15} {value}")
     print("backends, in order of preference:")
-    print(explain(available_backends()))
+    print(as_lines(available_backends()))
     return 0
 
 
@@ -53,6 +55,32 @@ def check() -> int:
                 failures += sum(_check_one(name, device, tensors, truth) for name in names)
     print(f"\n{failures or 'no'} failures, {time.perf_counter() - start:.1f} s; errors are relative L2 against float64")
     return int(failures > 0)
+
+
+def warm(
+    maps: list[str],  # "64@32x32": channels, height, width
+    blocks: int,
+    dtype: str,
+    activation: str,
+) -> int:
+    """Compile the Triton kernels of the maps given, such as 64@32x32, before a training run needs them."""
+    specs = []
+    for text in maps:
+        found = re.fullmatch(r"(\d+)@(\d+)x(\d+)", text)
+        if found is None or int(found[1]) % blocks:
+            print(f"warm: expected maps as CHANNELS@HxW, channels a multiple of {blocks}, got {text}", file=sys.stderr)
+            return 2
+        channels, height, width = (int(number) for number in found.groups())
+        device, size = torch.device("cuda", 0), channels // blocks
+        spec = MixerSpec(1, channels, height, width, blocks, size, getattr(torch, dtype), device, activation)
+        if reasons := triton.unsupported(spec):
+            print(f"warm: {text} does not run on triton: {'; '.join(reasons)}", file=sys.stderr)
+            return 1
+        specs.append(spec)
+    start = time.perf_counter()
+    count = triton.warm(specs, lambda done, total: print(f"\rcompiled {done} of {total} kernels", end="", flush=True))
+    print(f"\n{count} kernels in {time.perf_counter() - start:.1f} s")
+    return 0
 
 
 def _check_one(
@@ -129,10 +157,16 @@ def main(
     arguments: list[str] | None = None,
 ) -> int:
     parser = argparse.ArgumentParser(prog="python -m affnet_kernels", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="info | check")
-    for command in (info, check):
-        commands.add_parser(command.__name__, help=command.__doc__).set_defaults(command=command)
-    return int(parser.parse_args(arguments).command())
+    commands = parser.add_subparsers(required=True, metavar="info | check | warm")
+    for command in (info, check, warm):
+        subparser = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
+        subparser.set_defaults(command=command)
+    subparser.add_argument("maps", nargs="+", metavar="CHANNELS@HxW")
+    subparser.add_argument("--blocks", type=int, default=8, help="channel blocks, 8 in AFFNet")
+    subparser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    subparser.add_argument("--activation", choices=ACTIVATIONS, default="silu")
+    options = vars(parser.parse_args(arguments))
+    return int(options.pop("command")(**options))
 
 
 if __name__ == "__main__":

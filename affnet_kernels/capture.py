@@ -12,7 +12,7 @@ from torch import nn
 
 from affnet_kernels.modules import HOOKS
 
-# Classes that capture the modules or parameters they are given, by name: importing them would take long.
+# Classes that capture the modules or parameters they are given, by name: importing them would be slow.
 _CAPTURING = {
     "OptimizedModule": "torch.compile has captured it; replace before compile",
     "FullyShardedDataParallel": "FSDP has sharded it; replace before FSDP",
@@ -38,20 +38,16 @@ def refuse_captured(
     for name, module in found.items():
         parts = name.split(".") if name else []
         path = {".".join(parts[:depth]): modules[".".join(parts[:depth])] for depth in range(len(parts) + 1)}
+        expected = f"{caller}: expected mixers that a swap reaches, got {name or 'one'} ({type(module).__name__})"
         for holder, parent in path.items():
             if reason := captured(parent):
                 within = "" if holder == name else f", part of {holder or 'the model'} ({type(parent).__name__})"
-                raise ValueError(
-                    f"{caller}: expected mixers that a swap reaches, got {name} ({type(module).__name__}){within}: "
-                    f"{reason}"
-                )
+                raise ValueError(f"{expected}{within}: {reason}")
         if reason := _bypassed(module):
-            raise ValueError(
-                f"{caller}: expected mixers that a swap reaches, got {name} ({type(module).__name__}): {reason}"
-            )
+            raise ValueError(f"{expected}: {reason}")
     for place, module in _outside_of_submodules(modules, found, is_mixer):
         raise ValueError(
-            f"{caller}: expected mixers that are held as submodules only, got a {type(module).__name__} at {place}, "
+            f"{caller}: expected mixers that are held as submodules only, got {type(module).__name__} at {place}, "
             "which a swap does not reach; hold it in an nn.ModuleList or nn.ModuleDict, or look it up when it is called"
         )
 
@@ -59,7 +55,7 @@ def refuse_captured(
 def captured(
     module: nn.Module,
 ) -> str:
-    """Why a swap of `module`, or of a module inside it, is not seen by what runs it; "" if it is."""
+    """Why what runs `module` does not notice a swap of it, or of a module inside it; "" if it does."""
     for base in type(module).__mro__:
         if base.__name__ in _CAPTURING:
             return _CAPTURING[base.__name__]
@@ -73,7 +69,7 @@ def captured(
 def _bypassed(
     module: nn.Module,
 ) -> str:
-    """Why a call of `module` is more, or something else, than its class's forward; "" if it is just that."""
+    """Why a call of `module` does not just run its class's forward; "" if it does."""
     state = vars(module)
     if "_hf_hook" in state:
         return "accelerate has put a forward of its own on it; replace before offload or dispatch"
@@ -84,7 +80,7 @@ def _bypassed(
     if any(base.__name__ == "DTensor" for p in module.parameters() for base in type(p).__mro__):
         return "its parameters are DTensors; replace before fully_shard or distribute_module"
     if module._buffers:
-        return f"it owns the buffers {', '.join(module._buffers)}, which AFFMixer lacks"
+        return f"a swap would lose its buffers: {', '.join(module._buffers)}"
     for name, child in module.named_children():
         if "forward" in vars(child) or any(vars(child).get(hooks) for hooks in HOOKS):
             return f"hooks on its {name} would not run, as the fused operator does not call it; remove them first"

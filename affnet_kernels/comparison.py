@@ -1,4 +1,4 @@
-"""Whether somebody's module computes the adaptive frequency filter, found out without touching its tensors."""
+"""Whether a module computes the adaptive frequency filter, decided by running its code on tensors made for that."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from affnet_kernels.backends import reference
 from affnet_kernels.modules import HOOKS, PARAMETERS, AFFMixer, parameter_shapes
@@ -26,11 +27,10 @@ def difference(
 ) -> str:
     """What `module` computes instead of what `mixer` does, in words; "" if they agree.
 
-    Only the code of the module's class runs: on random parameters, which are sure to give a branch that is not zero,
-    on the CPU in float32, without hooks, and on a shell that shares the module's attributes but nothing that the run
-    could change.
+    Only the code of the module's class runs, without hooks, on the CPU and in float32. It runs on a shell, which keeps
+    what is assigned during the run, and on random parameters, chosen so that the branch is not zero.
     """
-    with _defaults():
+    with plain_defaults():
         parameters, x = _sample(mixer, WIDE)
         got = _run(module, parameters, x)
         expected = _expected(reference.mixer, mixer, parameters, x)
@@ -79,7 +79,7 @@ def _sample(
     mixer: AFFMixer,
     size: tuple[int, int],  # H, W
 ) -> tuple[Parameters, Tensor]:
-    """Parameters and x [1, C, H, W] for which the mask is not zero whatever the threshold."""
+    """Parameters and x [2, C, H, W] for which the mask is not zero whatever the threshold."""
     generator = torch.Generator("cpu").manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
@@ -88,7 +88,7 @@ def _sample(
     blocks, block, hidden = mixer.num_blocks, mixer.block_size, mixer.block_size * mixer.hidden_size_factor
     w1, b1, w2, b2 = (randn(*shape) for shape in parameter_shapes(blocks, block, hidden))
     reach = 1 + 4 * mixer.sparsity_threshold
-    x = randn(1, mixer.hidden_size, *size)
+    x = randn(2, mixer.hidden_size, *size)
     return Parameters(w1 / block**0.5, 0.1 * b1, reach * w2 / hidden**0.5, reach * b2), x
 
 
@@ -140,18 +140,18 @@ def _shell(
     state.pop("forward", None)
     state["training"] = False
     state["_parameters"], state["_buffers"] = dict(module._parameters), dict(module._buffers)
-    state["_modules"] = {name: child and _shell(child) for name, child in module._modules.items()}
+    state["_modules"] = {name: None if child is None else _shell(child) for name, child in module._modules.items()}
     vars(shell).update(state)
     return shell
 
 
 @contextmanager
-def _defaults() -> Iterator[None]:
-    """PyTorch's own defaults in place of the user's: dtype, device, autocast, gradients."""
+def plain_defaults() -> Iterator[None]:
+    """PyTorch's own defaults in place of the user's: dtype, device, autocast, gradients, real tensors."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.device("cpu"), torch.autocast("cpu", enabled=False), torch.no_grad():
+        with unset_fake_temporarily(), torch.device("cpu"), torch.autocast("cpu", enabled=False), torch.no_grad():
             yield
     finally:
         torch.set_default_dtype(dtype)

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from affnet_kernels import ops
+from affnet_kernels import ops as ops  # defines the operators
 
 _COUNTER = "torch.utils.flop_counter"
 Shape = Sequence[int]
@@ -75,10 +75,7 @@ def _fvcore_forward(inputs: list[Any], outputs: list[Any]) -> int:
     return forward_flops(*(value.type().sizes() for value in inputs[:2])) // 2
 
 
-FVCORE_HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
-    "affnet_kernels::mixer_forward": _fvcore_forward,
-    f"prim::PythonOp.{ops._Forward.__name__}": _fvcore_forward,  # how a trace that needs gradients shows it
-}
+FVCORE_HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {"affnet_kernels::mixer_forward": _fvcore_forward}
 """The mixer's handles for `fvcore.nn.FlopCountAnalysis.set_op_handle`."""
 
 

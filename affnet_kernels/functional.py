@@ -1,12 +1,16 @@
-"""The public call: what the user meant."""
+"""The public call: validation of its arguments, and the explanation of its backend."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from affnet_kernels import ops
 from affnet_kernels.activations import ACTIVATIONS
-from affnet_kernels.spec import DTYPES, Parameters, compute_dtype
+from affnet_kernels.backends import Explanation, explain_choice
+from affnet_kernels.spec import DTYPES, MixerSpec, Parameters, compute_dtype
 
 
 def fused_aff_mixer(
@@ -68,10 +72,46 @@ def fused_aff_mixer(
     y = ops.mixer_eager(x, w1, b1, w2, b2, sparsity_threshold, activation, backend)
     if y is not None:
         return y
+    tensors = (x, w1, b1, w2, b2)
+    if has_torch_function(tensors):  # such as the Proxy of torch.fx, which records the call
+        options: dict[str, Any] = {
+            "sparsity_threshold": sparsity_threshold,
+            "activation": activation,
+            "backend": backend,
+        }
+        return handle_torch_function(fused_aff_mixer, tensors, *tensors, **options)
     _check(x, (w1, b1, w2, b2), sparsity_threshold, activation)
     wanted = compute_dtype(x.dtype)
     w1, b1, w2, b2 = (p if p.dtype == wanted else p.to(wanted) for p in (w1, b1, w2, b2))
     return ops.mixer(x, Parameters(w1, b1, w2, b2), float(sparsity_threshold), activation, backend)
+
+
+def explain(
+    x: Tensor,  # [B, C, H, W]
+    w1: Tensor,  # [2, K, D, Dh]
+    b1: Tensor | None = None,
+    w2: Tensor | None = None,
+    b2: Tensor | None = None,
+    *,
+    sparsity_threshold: float = 0.01,
+    activation: str = "relu",
+    backend: str | None = None,
+) -> Explanation:
+    """Say which backend `fused_aff_mixer` runs for the same arguments, and why every other one does not.
+
+    Nothing is computed, and only `x`, `w1`, `activation` and `backend` matter; the others are taken so that a call can
+    be explained by changing the function's name. ::
+
+        >>> print(affnet_kernels.explain(x, *mixer.parameters(), activation=mixer.activation))
+          cpu: runs: the first that can, one cache-resident pass over each tile
+          triton: cannot run this call: expected a tensor on cuda, got one on cpu
+          cuda: cannot run this call: the extension was built without CUDA; ...
+          reference: can run this call, but cpu is preferred
+
+    Returns:
+        `chosen`, the name of the backend (None if the one asked for cannot run), and `reasons` for every backend.
+    """
+    return explain_choice(MixerSpec.of(x, w1, activation), backend)
 
 
 def _check(

@@ -8,14 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from affnet_kernels.activations import ACTIVATIONS
+from affnet_kernels.activations import ACTIVATIONS, activation_named
 from affnet_kernels.backends import BACKENDS
 from affnet_kernels.functional import fused_aff_mixer
 
 PARAMETERS = ("w1", "b1", "w2", "b2")
 HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)  # where a module keeps its hooks
-
-torch.fx.wrap("fused_aff_mixer")  # symbolic tracing records the call and does not look inside
 
 
 class AFFMixer(nn.Module):
@@ -76,7 +74,7 @@ class AFFMixer(nn.Module):
         self.block_size = channels // num_blocks  # D
         self.hidden_size_factor = hidden_size_factor
         self.scale = 0.02
-        self.sparsity_threshold = sparsity_threshold
+        self.sparsity_threshold = float(sparsity_threshold)
         self.backend = backend
         hidden = self.block_size * hidden_size_factor  # Dh
         shapes = parameter_shapes(num_blocks, self.block_size, hidden)
@@ -93,15 +91,17 @@ class AFFMixer(nn.Module):
     @property
     def activation(self) -> str:
         """The name of the activation that `act` and `act2` are; assigning a name replaces both."""
-        act, act2 = activation_of(self.act), activation_of(self.act2)
-        if act is None or act != act2:
+        act, act2 = self._modules["act"], self._modules["act2"]  # attribute access takes twice as long
+        name = activation_of(act)
+        if name is None or name != activation_of(act2):
             known = ", ".join(activation.module.__name__ for activation in ACTIVATIONS.values())
-            raise ValueError(f"AFFMixer: expected act and act2 to be one of {known}, got {self.act} and {self.act2}")
-        return act
+            raise ValueError(f"AFFMixer: expected act and act2 to be one of {known}, got {act} and {act2}")
+        return name
 
     @activation.setter
     def activation(self, name: str) -> None:
-        self.act, self.act2 = ACTIVATIONS[name].module(), ACTIVATIONS[name].module()
+        kind = activation_named(name).module
+        self.act, self.act2 = kind(), kind()
 
     def forward(
         self,
@@ -162,12 +162,12 @@ def parameter_shapes(
     return (2, blocks, size, hidden), (2, blocks, hidden), (2, blocks, hidden, size), (2, blocks, size)
 
 
+_NAMES: dict[type, str] = {activation.module: name for name, activation in ACTIVATIONS.items()}
+
+
 def activation_of(
-    module: nn.Module,
+    module: nn.Module | None,
 ) -> str | None:
     """The name of the activation that `module` computes, by its class; None if it is not a supported one."""
-    for name, activation in ACTIVATIONS.items():
-        if isinstance(module, activation.module):
-            approximate = cast(Any, module).approximate if isinstance(module, nn.GELU) else "none"
-            return name if approximate == "none" else None
-    return None
+    name = _NAMES.get(type(module)) or next((name for kind, name in _NAMES.items() if isinstance(module, kind)), None)
+    return None if name == "gelu" and cast(nn.GELU, module).approximate != "none" else name

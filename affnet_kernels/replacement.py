@@ -10,7 +10,7 @@ from torch import nn
 
 from affnet_kernels.activations import ACTIVATIONS
 from affnet_kernels.capture import captured, named_modules, refuse_captured
-from affnet_kernels.comparison import difference
+from affnet_kernels.comparison import difference, plain_defaults
 from affnet_kernels.modules import HOOKS, PARAMETERS, AFFMixer, activation_of, parameter_shapes
 
 
@@ -84,7 +84,7 @@ def replace_mixers(
         model.set_submodule(name, replacements[id(module)])
         replaced[name] = module
     for name, reason in parametrized.items():
-        warnings.warn(f"replace_mixers: left {name} as it is, a {reason}", stacklevel=2)
+        warnings.warn(f"replace_mixers: left {name} as it is: {reason}", stacklevel=2)
     return replaced
 
 
@@ -108,9 +108,9 @@ def _has_mixer_shapes(
 def _parametrized(
     module: nn.Module,
 ) -> str:
-    """Which parameters of a mixer are computed from others, in words; "" if none or if it is no mixer.
+    """Which parameters of a mixer are computed from others, in words; "" if none, or if it is not a mixer.
 
-    `torch.nn.utils.parametrize` leaves `parametrizations.w1.original0`, its predecessors w1_g and w1_v or w1_orig.
+    `torch.nn.utils.parametrize` keeps the originals in `parametrizations.w1`; what preceded it, in w1_g or w1_orig.
     """
     own = {name for name, parameter in module._parameters.items() if parameter is not None}
     parametrizations = dict(getattr(module, "parametrizations", nn.Module()).named_children())
@@ -122,7 +122,7 @@ def _parametrized(
     if not _has_mixer_shapes({name: getattr(module, name) for name in PARAMETERS}):
         return ""
     return (
-        f"{type(module).__name__} whose {' and '.join(computed)} is parametrized (weight_norm, pruning or the like); "
+        f"{' and '.join(computed)} of {type(module).__name__} is parametrized (weight_norm, pruning or the like); "
         "remove the parametrization, replace, and parametrize the AFFMixer"
     )
 
@@ -136,7 +136,7 @@ def _nothing_to_replace(
         got = f"{type(model).__name__}, whose mixers are already replaced ({already} AFFMixer)"
     if parametrized:
         name, reason = next(iter(parametrized.items()))
-        got = f"{name}, a {reason}"
+        got = f"{name}: {reason}"
     elif reasons := [reason for module in named_modules(model).values() if (reason := captured(module))]:
         got = f"{type(model).__name__} without any: {reasons[0]}"
     return (
@@ -156,14 +156,9 @@ def _replacement(
     activations = {_activation(where, child) for child in module.children()} or {"relu"}
     if len(activations) > 1:
         raise ValueError(f"{where}: expected one activation, got {sorted(activations)}")
-    mixer = AFFMixer(
-        blocks * size,
-        blocks,
-        hidden // size,
-        getattr(module, "sparsity_threshold", 0.01),
-        activations.pop(),
-        device="meta",
-    )
+    threshold = getattr(module, "sparsity_threshold", 0.01)
+    with plain_defaults():
+        mixer = AFFMixer(blocks * size, blocks, hidden // size, threshold, activations.pop(), device="meta")
     reason = difference(module, mixer) if check else _suspicious(module)
     if reason:
         raise ValueError(f"{where}: expected a module that computes the adaptive frequency filter, got {reason}")

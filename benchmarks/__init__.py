@@ -1,1 +1,1 @@
-"""How fast the mixer is, against what, measured how."""
+"""Measures the mixer against plain PyTorch and other mixers, and reports what was measured."""

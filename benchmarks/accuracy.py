@@ -1,4 +1,4 @@
-"""How far an answer is from float64's, and how far it may be."""
+"""The error of an answer against float64, and the bounds on it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def worst_error(
     got: tuple[Tensor, ...],  # y, and the gradients if there was a backward pass
     truth: tuple[Tensor, ...],  # the same in float64
 ) -> tuple[float, float]:
-    """The error that exceeds its bound, or the largest; and its bound."""
+    """The first error that exceeds its bound, or else the largest error; and its bound."""
     mixer = kind == "mixer"
     if kind == "copy":
         worst = distance(got[0], truth[0]), 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PASSES = ("forward", "forward+backward")
 EAGER = ("provider", "eager")
@@ -99,11 +99,13 @@ EXAMPLES = square((128, 32, 4), (256, 16, 4), (320, 8, 8))
 SINGLE = square((144, 8, 1), (192, 8, 1), (320, 8, 1))
 SWEEP = (8, 16, 32, 48, 64, 96, 128)  # H = W
 # Maps of one row or column, maps of a few long rows, prime sizes, and the latitudes and longitudes of weather models.
-THIN = ((1, 64, 64, 1), (1, 64, 256, 1), (1, 64, 4096, 1), (1, 64, 1, 511), (1, 64, 1, 4096))
-THIN = (*THIN, (1, 64, 2, 1024), (1, 64, 3, 777))
+THIN = (
+    *((1, 64, 64, 1), (1, 64, 256, 1), (1, 64, 4096, 1)),
+    *((1, 64, 1, 511), (1, 64, 1, 4096), (1, 64, 2, 1024), (1, 64, 3, 777)),
+)
 PRIME = (*square((64, 31, 1), (64, 53, 1), (64, 61, 1)), (1, 16, 97, 101), (1, 16, 257, 257))
 EARTH = ((1, 16, 90, 180), (1, 8, 721, 1440))
-WIDE = {128: square((256, 16, 4)), 256: square((512, 16, 2))}  # by D, with K = 2
+WIDE = square((256, 16, 4), (512, 16, 2))  # D = 128 and 256 with K = 2
 
 FUSED = ("cpu", "triton", "cuda")
 COMPILED = ("compile", "compile-autotune", "compile-complex")
@@ -112,7 +114,6 @@ RIVALS = ("attention-flash", "fft-conv")
 
 CUDA_EXAMPLES = square((128, 32, 64), (256, 16, 64), (320, 8, 64))
 CUDA_LARGE = square((128, 64, 16), (64, 128, 16))
-BOTH = ("float32", "bfloat16")
 
 
 def _by_worth(batch: int) -> tuple[Shape, ...]:
@@ -121,173 +122,147 @@ def _by_worth(batch: int) -> tuple[Shape, ...]:
     return square(*((C, size, batch) for C, size in (*first, *(pair for pair in SHIPPED if pair not in first))))
 
 
-CPU_SUITES = (
-    Suite(
-        "headline",
-        "the nine shipped (C, H) pairs at 256 pixels and two of 224 pixels",
-        cases("headline", HEADLINE),
-        ("eager", *FUSED, "clone"),
+def _suite(
+    name: str,
+    about: str,
+    providers: tuple[str, ...],
+    *groups: tuple[Iterable[Shape], dict[str, Any]],  # shapes, and what else `cases` is to vary
+    device: str = "cpu",
+    default: bool = True,
+) -> Suite:
+    found = tuple(case for shapes, options in groups for case in cases(name, shapes, **options))
+    return Suite(name, about, found, providers, device, default)
+
+
+_WITH_CLONE = ("eager", *FUSED, "clone")
+_ON_CUDA = ("eager", *FUSED, "eager-graph", "clone")
+_ACTIVATIONS: dict[str, Any] = {"activations": ("relu", "silu", "gelu"), "against": ("activation", "relu")}
+_DTYPES: dict[str, Any] = {"dtypes": ("float32", "float16", "bfloat16"), "against": ("dtype", "float32")}
+_BOTH: dict[str, Any] = {"dtypes": ("float32", "bfloat16")}
+_BFLOAT16: dict[str, Any] = {"dtypes": ("bfloat16",)}
+
+_SUITES = (
+    _suite(
+        "headline", "the nine shipped (C, H) pairs at 256 pixels and two of 224 pixels", _WITH_CLONE, (HEADLINE, {})
     ),
-    Suite(
+    _suite(
         "single",
         "batch 1 at 8 x 8, where the cost of the call shows, beside self-attention and a token-mixing MLP",
-        cases("single", SINGLE),
         ("eager", *FUSED, "attention", "token-mlp"),
+        (SINGLE, {}),
     ),
-    Suite(
+    _suite(
         "overhead",
         "the public call against its backend's kernel called directly: what validation, dispatch and autograd cost",
-        cases("overhead", (*square((8, 4, 1)), *SINGLE[:1]), against=("provider", "kernel")),
         ("kernel", *FUSED),
+        ((*square((8, 4, 1)), *SINGLE[:1]), {"against": ("provider", "kernel")}),
     ),
-    Suite(
+    _suite(
         "threads",
         "two threads against one",
-        cases("threads", square((128, 32, 8)), threads=(1, 2), against=("threads", 1)),
         ("eager", *FUSED),
+        (square((128, 32, 8)), {"threads": (1, 2), "against": ("threads", 1)}),
     ),
-    Suite(
+    _suite(
         "sweep",
         f"tokens from {SWEEP[0]}^2 to {SWEEP[-1]}^2 at 64 channels, for the growth of each mixer",
-        cases("sweep", square(*((64, size, 1) for size in SWEEP))),
-        ("eager", *FUSED, "clone", *MIXERS),
+        (*_WITH_CLONE, *MIXERS),
+        (square(*((64, size, 1) for size in SWEEP)), {}),
     ),
-    Suite(
+    _suite(
         "compiled",
         "the mixer against torch.compile, one shape of each map size",
-        tuple(case for way in PASSES for case in cases("compiled", EXAMPLES, directions=(way,))),
-        ("eager", *FUSED, *COMPILED),
+        ("eager", *FUSED, "compile"),
+        *((EXAMPLES, {"directions": (direction,)}) for direction in PASSES),
     ),
-    Suite(
-        "activations",
-        "the headline's SiLU, and GELU, against ReLU",
-        cases("activations", EXAMPLES, activations=("relu", "silu", "gelu"), against=("activation", "relu")),
-        FUSED,
-    ),
-    Suite(
-        "dtypes",
-        "float16 and bfloat16 against float32",
-        cases("dtypes", EXAMPLES, dtypes=("float32", "float16", "bfloat16"), against=("dtype", "float32")),
-        FUSED,
-    ),
-    Suite(
+    _suite("activations", "the headline's SiLU, and GELU, against ReLU", FUSED, (EXAMPLES, _ACTIVATIONS)),
+    _suite("dtypes", "float16 and bfloat16 against float32", FUSED, (EXAMPLES, _DTYPES)),
+    _suite(
         "mixers",
         "the mixer against the global mixers that it replaces, one shape of each map size",
-        cases("mixers", EXAMPLES),
-        ("eager", *FUSED, "clone", *MIXERS),
+        (*_WITH_CLONE, *MIXERS),
+        (EXAMPLES, {}),
         default=False,
     ),
-    Suite(
+    _suite(
         "cliffs",
         "sizes that FFTs and vector units find hard; automatic choice must never be slower than eager",
-        (
-            *cases("cliffs", (*THIN, *PRIME, *EARTH[:1])),
-            *(case for shapes in WIDE.values() for case in cases("cliffs", shapes, blocks=2)),
-            *cases("cliffs", EARTH[1:]),
-        ),
         ("eager", "auto", "cpu"),
+        ((*THIN, *PRIME, *EARTH[:1]), {}),
+        (WIDE, {"blocks": 2}),
+        (EARTH[1:], {}),
         default=False,
     ),
-    Suite(
+    _suite(
         "relu",
         "the headline's shapes with ReLU, the layer's default",
-        cases("relu", HEADLINE, activations=("relu",)),
         ("eager", *FUSED),
+        (HEADLINE, {"activations": ("relu",)}),
         default=False,
     ),
-    Suite(
-        "early",
-        "the 28 x 28 maps of a 224-pixel image",
-        cases("early", square((64, 28, 4))),
-        ("eager", *FUSED, "clone"),
-        default=False,
-    ),
-    Suite(
+    _suite("early", "the 28 x 28 maps of a 224-pixel image", _WITH_CLONE, (square((64, 28, 4)), {}), default=False),
+    _suite(
         "quick",
         "two tiny calls, to see that everything works",
-        cases("quick", square((16, 8, 2), (16, 7, 1))),
-        ("eager", *FUSED, "clone", *MIXERS),
+        (*_WITH_CLONE, *MIXERS),
+        (square((16, 8, 2), (16, 7, 1)), {}),
         default=False,
     ),
-)
-CUDA_SUITES = (
-    Suite(
+    _suite(
         "shipped",
         "the nine shipped (C, H) pairs at 256 pixels, batch 64",
-        cases("shipped", _by_worth(64), dtypes=BOTH),
-        ("eager", *FUSED, "eager-graph", "clone"),
-        "cuda",
+        _ON_CUDA,
+        (_by_worth(64), _BOTH),
+        device="cuda",
     ),
-    Suite(
+    _suite(
         "compiled-cuda",
         "the mixer against torch.compile",
-        (
-            *cases("compiled-cuda", CUDA_EXAMPLES[:1], dtypes=BOTH),
-            *cases("compiled-cuda", CUDA_LARGE),
-        ),
         ("eager", *FUSED, "compile"),
-        "cuda",
+        (CUDA_EXAMPLES[:1], _BOTH),
+        (CUDA_LARGE, {}),
+        device="cuda",
     ),
-    Suite(
+    _suite(
         "autotuned-cuda",
         "the mixer against the forms of torch.compile that take longer to compile",
-        cases("autotuned-cuda", (*CUDA_EXAMPLES[:1], *CUDA_LARGE)),
         ("eager", *FUSED, "compile-complex", "compile-autotune"),
-        "cuda",
+        ((*CUDA_EXAMPLES[:1], *CUDA_LARGE), {}),
+        device="cuda",
     ),
-    Suite(
-        "large",
-        "64 x 64 and 128 x 128",
-        cases("large", CUDA_LARGE, dtypes=BOTH),
-        ("eager", *FUSED, "eager-graph", "clone"),
-        "cuda",
-    ),
-    Suite(
+    _suite("large", "64 x 64 and 128 x 128", _ON_CUDA, (CUDA_LARGE, _BOTH), device="cuda"),
+    _suite(
         "against",
         "the mixer against the global mixers that it replaces",
-        cases("against", CUDA_EXAMPLES, dtypes=("bfloat16",)),
-        ("eager", *FUSED, "clone", *MIXERS, *RIVALS),
-        "cuda",
+        (*_WITH_CLONE, *MIXERS, *RIVALS),
+        (CUDA_EXAMPLES, _BFLOAT16),
+        device="cuda",
     ),
-    Suite(
+    _suite(
         "rivals",
         "768 channels at 16, 32 and 64 squared, where the fused FFT convolution of nvSubquadratic is published",
-        cases("rivals", square((768, 16, 8), (768, 32, 8), (768, 64, 8)), dtypes=("bfloat16",), blocks=16),
-        ("eager", *FUSED, "clone", *RIVALS),
-        "cuda",
+        (*_WITH_CLONE, *RIVALS),
+        (square((768, 16, 8), (768, 32, 8), (768, 64, 8)), _BFLOAT16 | {"blocks": 16}),
+        device="cuda",
     ),
-    Suite(
-        "single-cuda",
-        "the nine shipped (C, H) pairs at batch 1",
-        cases("single-cuda", _by_worth(1), dtypes=BOTH),
-        ("eager", *FUSED, "eager-graph", "clone"),
-        "cuda",
-    ),
-    Suite(
+    _suite("single-cuda", "the nine shipped pairs at batch 1", _ON_CUDA, (_by_worth(1), _BOTH), device="cuda"),
+    _suite(
         "activations-cuda",
         "SiLU and GELU against ReLU",
-        cases(
-            "activations-cuda", CUDA_EXAMPLES, ("bfloat16",), ("relu", "silu", "gelu"), against=("activation", "relu")
-        ),
         FUSED,
-        "cuda",
+        (CUDA_EXAMPLES, _BFLOAT16 | _ACTIVATIONS),
+        device="cuda",
     ),
-    Suite(
-        "dtypes-cuda",
-        "float16 and bfloat16 against float32",
-        cases("dtypes-cuda", CUDA_EXAMPLES, ("float32", "float16", "bfloat16"), against=("dtype", "float32")),
-        FUSED,
-        "cuda",
-    ),
-    Suite(
+    _suite("dtypes-cuda", "float16 and bfloat16 against float32", FUSED, (CUDA_EXAMPLES, _DTYPES), device="cuda"),
+    _suite(
         "sweep-cuda",
         f"tokens from {SWEEP[0]}^2 to {SWEEP[-1]}^2 at 128 channels",
-        cases("sweep-cuda", square(*((128, size, 8) for size in SWEEP)), dtypes=("bfloat16",)),
-        ("eager", *FUSED, "clone", *MIXERS),
-        "cuda",
+        (*_WITH_CLONE, *MIXERS),
+        (square(*((128, size, 8) for size in SWEEP)), _BFLOAT16),
+        device="cuda",
     ),
 )
-SUITES = {suite.name: suite for suite in (*CPU_SUITES, *CUDA_SUITES)}
+SUITES = {suite.name: suite for suite in _SUITES}
 
 
 def default_suites(device: str) -> tuple[str, ...]:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from benchmarks.results import Result, key, newest
 from benchmarks.tables import NAMES, label, markdown, microseconds
 
-SMALLEST = 0.03  # a smaller change is not reported, however tight the spread
+SMALLEST = 0.03  # smaller changes are not marked, however narrow the spread
 
 
 def table(a: Sequence[Result], b: Sequence[Result]) -> str:
-    """b's times over a's, with the spread that their p20 and p80 allow, and a mark on what moved by more.
+    """b's times over a's, with the spread that their p20 and p80 allow; a change beyond the spread is marked.
 
     Raises:
         ValueError: they have no measurement in common.
@@ -37,7 +37,7 @@ def table(a: Sequence[Result], b: Sequence[Result]) -> str:
 
 
 def verdict(low: float, middle: float, high: float) -> str:
-    """ "faster" or "slower" if the whole spread lies on one side of no change, and the change is worth the word."""
+    """ "faster" or "slower" if the whole spread lies on one side of 1 and the change is not too small to matter."""
     if high < 1 and middle < 1 - SMALLEST:
         return "faster"
     if low > 1 and middle > 1 + SMALLEST:

@@ -110,21 +110,17 @@ def _table(block: Block, rows: Sequence[Result]) -> str:
     header = ["channels@map, batch, type, backend", "eager µs", "fused µs", "forward"]
     header += ["eager µs", "fused µs", "with backward", "of clone's bandwidth"]
     parts = (tables.speedups, tables.against_plain, tables.two_threads, tables.memory, tables.cliffs, tables.growth)
-    said = [sentence for part in parts for sentence in part(looked_up)]
+    said = [f"- {sentence}" for part in parts for sentence in part(looked_up)]
     first = rows[0]
     versions = f"torch {first.torch}, triton {first.triton}, commit {first.commit}, {first.date} UTC"
     threads = f", {first.threads} thread{'s' * (first.threads > 1)}" if first.device_type == "cpu" else ""
     return (
         f"{first.device}{threads}, {versions}; {block.how}:\n\n{markdown(header, map(cells, found))}\n\n"
-        + " ".join(said)
+        + "\n".join(said)
     ).rstrip()
 
 
-def update_readme(
-    check: bool = False,
-    readme: Path = ROOT / "README.md",
-    folder: Path = RESULTS,
-) -> int:
+def update_readme(check: bool = False, readme: Path = ROOT / "README.md", folder: Path = RESULTS) -> int:
     """Write each block's text between its markers in README; with `check`, only compare: 0 if it is there, else 1.
 
     Raises:

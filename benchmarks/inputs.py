@@ -1,4 +1,4 @@
-"""Feature maps of photographs and the parameters of every mixer."""
+"""Inputs and parameters for every provider: feature maps of photographs, and seeded weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from affnet_kernels.spec import compute_dtype
 from benchmarks.cases import Case
 
-STRIDE = 4  # of the stem, as in the networks' own
+STRIDE = 4  # of the stem, as in the networks themselves
 
 
 @cache
@@ -27,18 +27,14 @@ def photographs() -> Tensor | None:  # [2, 3, 427, 640], in [0, 1]
 
 
 def source(case: Case) -> str:
-    """Where `feature_map` takes its values from: "photographs" or "random"."""
+    """What `feature_map` makes its values from: "photographs", or "random" where a map is larger than they are."""
     images = photographs()
     fits = images is not None and max(case.height, case.width) <= min(images.shape[-2:])
     return "photographs" if fits else "random"
 
 
-def feature_map(
-    case: Case,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-) -> Tensor:  # [B, C, H, W]
-    """What a convolutional stem with seeded weights makes of crops and flips of the photographs, normalised."""
+def feature_map(case: Case, device: torch.device | str = "cpu", seed: int = 0) -> Tensor:  # [B, C, H, W]
+    """Crops and flips of the photographs, after a convolutional stem with seeded weights, normalised per channel."""
     generator = torch.Generator().manual_seed(seed)
     size = case.batch, case.channels, case.height, case.width
     images = photographs()
@@ -76,13 +72,13 @@ def _crop(
 def cotangent(
     x: Tensor,  # [B, C, H, W]
 ) -> Tensor:  # [B, C, H, W]
-    """A dy for the backward pass."""
+    """A seeded dy for the backward pass."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(x.shape, generator=generator).to(x)
 
 
 def mixer_parameters(case: Case, device: torch.device | str) -> tuple[Tensor, ...]:
-    """w1, b1, w2, b2 of scale 1/sqrt(D): with the initial 0.02 the residual would hide the mask."""
+    """w1, b1, w2, b2 at scale 1/sqrt(D); at the initial 0.02 the residual would hide an error in the mask."""
     generator = torch.Generator().manual_seed(2)
     K, D = case.blocks, case.channels // case.blocks
     shapes = ((2, K, D, D), (2, K, D), (2, K, D, D), (2, K, D))
@@ -99,7 +95,7 @@ def dense_parameters(
     device: torch.device | str,
     *shapes: tuple[int, ...],  # of weights; the fan-in is the product of all axes but the first
 ) -> tuple[Tensor, ...]:
-    """Weights of scale 1/sqrt(fan-in), in the case's dtype."""
+    """Seeded weights at scale 1/sqrt(fan-in), in the case's dtype."""
     generator = torch.Generator(device).manual_seed(3)
     dtype = getattr(torch, case.dtype)
     return tuple(

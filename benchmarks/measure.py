@@ -21,21 +21,12 @@ from benchmarks.accuracy import worst_error
 from benchmarks.cases import EAGER, Case
 from benchmarks.environment import facts, sm_clock
 from benchmarks.memory import peak_bytes
-from benchmarks.providers import (
-    PROVIDERS,
-    Call,
-    Provider,
-    Unavailable,
-    chosen,
-    exact,
-    minimal_bytes,
-    mixer_flops,
-)
+from benchmarks.providers import PROVIDERS, Call, Provider, Unavailable, chosen, exact, minimal_bytes, mixer_flops
 from benchmarks.results import Result, blank
 
 
 class Meter:
-    """Measures cases on one device, within budgets of time."""
+    """Measures cases on one device, within time budgets."""
 
     def __init__(
         self,
@@ -55,11 +46,7 @@ class Meter:
         self._last: dict[tuple[object, ...], tuple[float, int]] = {}  # series -> (microseconds, tokens)
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32, for every provider
 
-    def run(
-        self,
-        case: Case,
-        providers: tuple[str, ...],
-    ) -> Iterator[Result]:
+    def run(self, case: Case, providers: tuple[str, ...]) -> Iterator[Result]:
         """A row for each provider, the baseline first."""
         before = sm_clock() if self.device == "cuda" else ""
         bench = Bench(self, case)
@@ -74,7 +61,7 @@ class Meter:
             yield from (replace(row, clocks=clocks) for row in rows)
 
     def row(self, case: Case, /, **values: object) -> Result:
-        """A row of this meter for a case."""
+        """A result row for a case, with this machine's facts filled in."""
         names = ("suite", "batch", "channels", "height", "width", "dtype", "direction", "threads", "activation")
         size = {name: getattr(case, name) for name in names}
         return blank(**(self._facts | size | {"case": case.name, "input": inputs.source(case)} | values))
@@ -84,7 +71,7 @@ class Meter:
             torch.cuda.synchronize()
 
     def fastest(self, run: Callable[[], object], count: int) -> float:
-        """Seconds of the fastest of `count` calls, after two to warm up."""
+        """Seconds that the fastest of `count` calls takes, after two calls to warm up."""
         times = []
         for _ in range(count + 2):
             self.synchronize()
@@ -95,7 +82,7 @@ class Meter:
         return min(times[2:])
 
     def too_slow(self, case: Case, provider: str) -> str:
-        """Why a case would take too long, judged by the last smaller one: nothing here grows faster than N^2."""
+        """Why a case would take too long, judged by the last smaller one and growth with N^2; empty if it would not."""
         series = provider, case.direction, case.dtype, case.channels
         if series not in self._last:
             return ""
@@ -111,7 +98,7 @@ class Meter:
 
 
 class Bench:
-    """One case: its inputs, its truth and its baselines are shared by all providers."""
+    """One case, whose input, float64 answer and baselines are shared by all providers."""
 
     def __init__(self, meter: Meter, case: Case) -> None:
         self._meter, self._case = meter, case
@@ -139,7 +126,7 @@ class Bench:
             return meter.row(case, provider=provider.name, status=status, reason=one_line(error))
 
     def check(self, provider: Provider) -> tuple[Call, float, float]:
-        """The call, after its first run: with the error of its answer, and the bound that the error must keep.
+        """Run the call once; returns it with the error of its answer and the largest error allowed.
 
         Raises:
             Unavailable: the provider cannot run this case.
@@ -179,7 +166,7 @@ class Bench:
         )
 
     def _call(self, name: str, case: Case) -> Call:
-        """A provider on this case or on one that differs in a field."""
+        """The call of a provider on this case, or on one that differs in a field."""
         if (name, case) not in self._calls:
             provider, device = PROVIDERS[name], self._meter.device
             x = self._x.to(getattr(torch, case.dtype))
@@ -199,7 +186,7 @@ class Bench:
             self._meter.compile_seconds -= time.perf_counter() - start
 
     def _error(self, provider: Provider, got: tuple[Tensor, ...], seed: int) -> tuple[float, float]:
-        """The error of the answer for one input, and the bound that it must keep."""
+        """The error of the answer for one input, and the largest error allowed."""
         case, device, mixer = self._case, self._meter.device, provider.kind == "mixer"
         x = inputs.feature_map(case, device, seed) if seed else self._x
         truth = self._truths.get(seed) if mixer else None
@@ -253,23 +240,23 @@ class Bench:
         protocol, samples = timing.device_times(calls, meter.cold, meter.seconds / 2)
         launch: Callable[[], object] = call
         if provider.graphed:
-            graph, kept = timing.capture([call])
-            launch = lambda: (graph.replay(), kept)  # noqa: E731
+            graph, _results = timing.capture([call])
+            launch = graph.replay
         ours, whole = timing.quantiles(samples), timing.quantiles(timing.call_times(launch, meter.seconds / 4))
         meter.device_times[provider.name, case] = ours
-        said, *other = self._baseline(provider)
+        said, name, other = self._baseline(provider)
         return {
             "protocol": protocol,
             "samples": len(samples),
             "baseline": said,
             **_spread("", ours),
             **_spread("call_", whole),
-            **_ratios(timing.ratio(meter.device_times.get(tuple(other), timing.NONE), ours)),
+            **_ratios(timing.ratio(meter.device_times.get((name, other), timing.NONE), ours)),
         }
 
 
 def _bytes(provider: Provider, case: Case) -> int:
-    """What it must move; a copy copies in both directions of the case."""
+    """The bytes that a provider must move; a copy does the same in both directions."""
     return minimal_bytes(case._replace(direction="forward") if provider.name == "clone" else case)
 
 
@@ -299,7 +286,7 @@ def all_threads() -> Iterator[None]:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the body after so many seconds; without effect outside the main thread."""
+    """Raise TimeoutError in the body after `seconds`; no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
         yield
         return

@@ -7,14 +7,11 @@ from collections.abc import Callable
 
 import torch
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces every start and stop otherwise
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler announces every start and stop
 
 
-def peak_bytes(
-    run: Callable[[], object],
-    device_type: str,
-) -> int:
-    """The most that PyTorch's allocator holds during a call, above what it held before; its result counts."""
+def peak_bytes(run: Callable[[], object], device_type: str) -> int:
+    """The most that PyTorch's allocator holds during a call beyond what it held before, the result included."""
     if device_type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -27,8 +24,8 @@ def peak_bytes(
 
 
 def _cpu_peak_bytes(run: Callable[[], object]) -> int:
-    # The profiler sees every allocation and release of the CPU allocator, in order; resident size would also count
-    # what malloc keeps for later, and miss what it already had.
+    # The profiler records every allocation and release of PyTorch's CPU allocator in order. The resident size would
+    # include memory that malloc keeps for later, and miss allocations served from memory it had kept.
     with torch.autograd.profiler.profile(profile_memory=True, use_kineto=True) as profile:
         result = run()
     del result

@@ -1,4 +1,4 @@
-"""Who is measured: the fused mixer, its plain forms, a copy, and other global mixers."""
+"""What is measured: the fused mixer, PyTorch's forms of the same formula, a copy, and other global mixers."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def compiled(name: str, mode: str | None) -> Callable[[Case, str], Function]:
 
 
 def fused_fft_convolution(case: Case, device: str) -> Function:
-    """nvSubquadratic's kernel: one launch forward, the filter's spectrum being known; the whole call with backward."""
+    """nvSubquadratic's kernel. Its forward pass is one launch, given the spectrum of the static filter."""
     if importlib.util.find_spec("subquadratic_ops_torch") is None:
         raise Unavailable("subquadratic_ops_torch is not installed")
     try:
@@ -149,11 +149,7 @@ def _token_mlp_parameters(case: Case, device: str) -> tuple[Tensor, ...]:
 
 
 def _mixer(
-    name: str,
-    about: str,
-    build: Callable[[Case, str], Function],
-    *devices: str,
-    graphed: bool = False,
+    name: str, about: str, build: Callable[[Case, str], Function], *devices: str, graphed: bool = False
 ) -> Provider:
     return Provider(name, about, "mixer", mixer_parameters, build, eager, devices or ("cpu", "cuda"), graphed)
 
@@ -257,7 +253,7 @@ def exact(
     parameters: tuple[Tensor, ...],
     dy: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """The provider's answer in float64. Other mixers go image by image: their N x N weights would fill the memory."""
+    """The provider's answer in float64. Other mixers go image by image, or N x N matrices would fill the memory."""
     wide = [t.double() for t in (x, *parameters)]
     count = 1 if provider.kind == "other" else max(1, len(x))
     maps: list[tuple[Tensor, ...]] = []  # y, and dx
@@ -278,7 +274,7 @@ def minimal_bytes(case: Case) -> int:
 
 
 def mixer_flops(case: Case) -> float:
-    """Real operations of a forward pass: transforms at 2.5 N log2 N, complex products at 8, half a spectrum."""
+    """Real operations in a forward pass: 2.5 N log2 N per transform, 8 per complex product of the half spectrum."""
     D, frequencies = case.channels // case.blocks, case.height * (case.width // 2 + 1)
     transforms = 2 * 2.5 * case.tokens * math.log2(case.tokens)
     return case.batch * case.channels * (transforms + (2 * 8 * D + 6) * frequencies)

@@ -45,11 +45,7 @@ def csv_files(sources: Sequence[Path]) -> list[Path]:
     return found
 
 
-def write(
-    sources: Sequence[Path],
-    folder: Path,
-    pictures: bool = True,
-) -> list[Path]:
+def write(sources: Sequence[Path], folder: Path, pictures: bool = True) -> list[Path]:
     """report.md and pictures in `folder`, from CSV files or folders of them; the paths that were written."""
     rows = Rows(newest(read(csv_files(sources))))
     folder.mkdir(parents=True, exist_ok=True)

@@ -132,10 +132,7 @@ def fused_table(rows: Rows) -> str:
 
 
 def mixers_table(
-    rows: Rows,
-    suites: Sequence[str],
-    value: Callable[[Result], float],
-    text: Callable[[float], str],
+    rows: Rows, suites: Sequence[str], value: Callable[[Result], float], text: Callable[[float], str]
 ) -> str:
     """One number for each provider (across) and case (down)."""
     found = [row for suite in suites for row in rows.good(suite)]

@@ -102,24 +102,24 @@ def paired(
 
 
 def _preemptions() -> int:
-    """How often this thread has lost its core to another program."""
+    """How often the operating system has taken the core from this thread."""
     return 0 if resource is None else resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
 def input_sets(
     call_bytes: int,  # that one call reads and writes
 ) -> int:
-    """How many different inputs a timed graph takes: enough to fill the cache, and to make the events' cost small."""
+    """How many different inputs a timed graph uses: enough to fill the cache and make the events' cost negligible."""
     return min(max(4, math.ceil(1.5 * cache_bytes() / max(call_bytes, 1))), 24)
 
 
 def cache_bytes() -> int:
-    """Bytes of the current CUDA device's level-2 cache."""
+    """Bytes in the current CUDA device's level-2 cache."""
     return int(torch.cuda.get_device_properties().L2_cache_size)
 
 
 class ColdCache:
-    """Evicts the level-2 cache by reading; writing would leave its lines to be written back during the next call."""
+    """Evicts the level-2 cache by reading: lines that were written would be written back during the next call."""
 
     def __init__(self) -> None:
         self._buffer = torch.ones(2 * cache_bytes() // 4, device="cuda")
@@ -129,10 +129,8 @@ class ColdCache:
         torch.sum(self._buffer, dim=0, out=self._sum)
 
 
-def capture(
-    runs: Sequence[Run],
-) -> tuple[torch.cuda.CUDAGraph, list[object]]:
-    """A CUDA graph of the calls in a row, and their results, which keep its memory."""
+def capture(runs: Sequence[Run]) -> tuple[torch.cuda.CUDAGraph, list[object]]:
+    """A CUDA graph of the calls in sequence, and their results, which keep its memory alive."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -151,7 +149,7 @@ def device_times(
     cold: ColdCache,
     seconds: float,
 ) -> tuple[str, list[float]]:
-    """The protocol that was possible, and samples of the device's microseconds per call."""
+    """The protocol that was possible, and samples of the device time per call in microseconds."""
     try:
         graph, _results = capture(runs)
     except RuntimeError:
@@ -160,12 +158,7 @@ def device_times(
     return "graph", _event_times(graph.replay, len(runs), cold, seconds)
 
 
-def _event_times(
-    run: Run,
-    calls: int,
-    cold: ColdCache,
-    seconds: float,
-) -> list[float]:
+def _event_times(run: Run, calls: int, cold: ColdCache, seconds: float) -> list[float]:
     spin = _spin_cycles(max(_host_seconds(run) for _ in range(2)))
     samples: list[float] = []
     end = time.perf_counter() + seconds
@@ -196,11 +189,8 @@ def _spin_cycles(host_seconds: float) -> int:
     return int(CLOCK * (2 * host_seconds + 20e-6))
 
 
-def call_times(
-    run: Run,
-    seconds: float,
-) -> list[float]:
-    """Microseconds from Python's call until the CUDA device has finished, launches included."""
+def call_times(run: Run, seconds: float) -> list[float]:
+    """Microseconds from the call in Python until the CUDA device has finished, launches included."""
     samples: list[float] = []
     end = time.perf_counter() + seconds
     while len(samples) < 9 or (time.perf_counter() < end and len(samples) < 100):

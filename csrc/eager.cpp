@@ -101,13 +101,20 @@ class Mixer : public torch::autograd::Function<Mixer> {
     const bool input_grad = ctx->needs_input_grad(0);
     const bool parameter_grads =
         ctx->needs_input_grad(1) || ctx->needs_input_grad(2) || ctx->needs_input_grad(3) || ctx->needs_input_grad(4);
-    // A second derivative or a transform needs the operator that has derivatives itself.
-    const bool direct =
-        ctx->saved_data["native"].toBool() && !at::GradMode::is_enabled() && is_plain({&dy, &x, &w1, &b1, &w2, &b2});
-    const auto [dx, dw1, db1, dw2, db2] =
-        direct ? native_backward(dy, x, w1, b1, w2, b2, sparsity_threshold, activation, input_grad, parameter_grads)
-               : mixer_backward(dy, x, w1, b1, w2, b2, sparsity_threshold, activation,
-                                ctx->saved_data["backend"].toOptional<std::string>(), input_grad, parameter_grads);
+    const auto backward_of = [&](bool native) {
+      return native
+                 ? native_backward(dy, x, w1, b1, w2, b2, sparsity_threshold, activation, input_grad, parameter_grads)
+                 : mixer_backward(dy, x, w1, b1, w2, b2, sparsity_threshold, activation,
+                                  ctx->saved_data["backend"].toOptional<std::string>(), input_grad, parameter_grads);
+    };
+    Gradients gradients;
+    if (at::GradMode::is_enabled() || !is_plain({&dy, &x, &w1, &b1, &w2, &b2})) {
+      gradients = backward_of(false);  // a second derivative or a transform needs the operator that has a derivative
+    } else {
+      const at::AutoDispatchBelowADInplaceOrView below;
+      gradients = backward_of(ctx->saved_data["native"].toBool());
+    }
+    const auto& [dx, dw1, db1, dw2, db2] = gradients;
     const auto if_needed = [&](size_t i, const at::Tensor& gradient) {
       return ctx->needs_input_grad(i) ? gradient : at::Tensor();
     };

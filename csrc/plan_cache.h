@@ -1,5 +1,4 @@
-// A bounded cache of plans, shared by all threads. It does not know what a plan is: the CUDA backend keeps cuFFT plans
-// in one, the CPU backend its geometries.
+// A bounded cache of plans, shared by all threads. It does not know what a plan is, nor CUDA.
 #pragma once
 
 #include <cstddef>

@@ -523,7 +523,9 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Only the first gets a process of its own: to start one takes longer than most steps.
     """
     folder = tmp_path_factory.mktemp("gpu")
-    first, *others = [job for job in driver.jobs(folder, stand_in=True) if job.name not in ("tests", "compiled")]
+    first, *others = [
+        job for job in driver.jobs(folder, stand_in=True) if job.name not in ("tests", "compiled", "stub-driver")
+    ]
     assert driver.run([first], folder, write_report=False) == 0
     threads = torch.get_num_threads()
     codes = {job.name: steps.main(job.command[3:]) for job in others}
@@ -583,6 +585,29 @@ def test_a_build_that_compiled_nothing_or_not_all_fails(
     monkeypatch.setattr(subprocess.CompletedProcess, "wait", lambda self: 0, raising=False)
     with pytest.raises(RuntimeError, match=f"kernels of {statuses.count('OK')} of {len(statuses)} cases compiled"):
         steps.build(this)
+
+
+def test_a_build_that_fails_is_no_pure_python_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """setup.py falls back to a package without the extension unless it is told not to."""
+    this = _steps_run(tmp_path)
+    this.stand_in = False
+    seen: list[dict[str, str]] = []
+
+    class Process:
+        def __init__(self, command: tuple[str, ...], **options: object) -> None:
+            if "setup.py" in command:
+                seen.append(options["env"])  # type: ignore[arg-type]
+
+        def wait(self) -> int:
+            return 1
+
+    monkeypatch.setattr(steps.subprocess, "Popen", Process)
+    monkeypatch.setattr(steps.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    with pytest.raises(RuntimeError, match="the extension's build failed, see the log"):
+        steps.build(this)
+    (settings,) = seen
+    assert (settings["TORCH_CUDA_ARCH_LIST"], settings["AFFNET_REQUIRE_EXTENSION"]) == ("9.0", "1")
 
 
 def test_a_profiler_without_events_fails_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,6 +135,21 @@ def test_a_compiler_that_fails(checkout: Path, tmp_path: Path, case: str, build:
     assert not list(package.glob("*.so"))
 
 
+CUDA_TORCH = """
+import torch.utils.cpp_extension
+torch.version.cuda, torch.utils.cpp_extension.CUDA_HOME = "13.0", "/nowhere"
+"""
+
+
+def test_a_build_for_cuda_that_fails_is_followed_by_one_without(checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(CUDA_TORCH)  # a CUDA build of torch whose nvcc has gone
+    script, _, reason = FAILING_COMPILERS["no OpenMP, and an error in the sources"]
+    environment = {"CXX": compiler(tmp_path, script), "PYTHONPATH": str(tmp_path)}
+    said = run(sys.executable, "-c", WHEEL, cwd=checkout, **environment)
+    assert "building without CUDA, which failed: nvcc not found at '/nowhere/bin/nvcc'" in said
+    assert f"building without the compiled extension: {reason}" in said
+
+
 @pytest.mark.parametrize("variable", ["FORCE_CUDA", "AFFNET_REQUIRE_EXTENSION"])
 def test_a_required_extension_fails_loudly(source: Path, tmp_path: Path, variable: str) -> None:
     environment = without_torch(tmp_path) | {variable: "1"}

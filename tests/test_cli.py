@@ -12,6 +12,7 @@ import torch
 
 import affnet_kernels
 from affnet_kernels import __main__ as cli
+from affnet_kernels import ops
 from affnet_kernels.backends import BACKENDS
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,7 @@ def test_check_passes(capsys: pytest.CaptureFixture[str]) -> None:
 def test_check_finds_a_wrong_answer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = BACKENDS[0]
     right = cpu.forward
+    monkeypatch.setattr(ops, "EXTENSION", None)  # calls go through the operator and so through the backend's methods
     monkeypatch.setattr(cpu, "forward", lambda *arguments: right(*arguments) * (1 + 1e-5))
     monkeypatch.setattr(cli, "SHAPES", cli.SHAPES[-1:])
     assert cli.main(["check"]) == 1
@@ -46,6 +48,7 @@ def test_check_survives_a_crash(capsys: pytest.CaptureFixture[str], monkeypatch:
     def crash(*arguments: object) -> None:
         raise RuntimeError("out of luck")
 
+    monkeypatch.setattr(ops, "EXTENSION", None)
     monkeypatch.setattr(BACKENDS[0], "forward", crash)
     monkeypatch.setattr(cli, "SHAPES", cli.SHAPES[-1:])
     assert cli.main(["check"]) == 1
@@ -71,3 +74,10 @@ def test_readme_links_exist() -> None:
     text = (ROOT / "README.md").read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (ROOT / target).exists(), target
+
+
+def test_warm_says_why_it_cannot(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["warm", "64@32"]) == 2
+    assert "expected maps as CHANNELS@HxW" in capsys.readouterr().err
+    assert cli.main(["warm", "64@64x64"]) == 1
+    assert "64@64x64 does not run on triton: " in capsys.readouterr().err

@@ -106,8 +106,9 @@ LARGE = {
     "larger than the second cache": Shape(1, 16, 256, 256, 1),
     "one long row": Shape(1, 3, 1, 4096, 1),
     "one long column": Shape(1, 2, 4096, 1, 1),
-    "primes above the direct sum's": Shape(1, 4, 97, 101, 2),
-    "prime with a convolution of 2048": Shape(2, 2, 3, 1009, 1),
+    "primes by a convolution": Shape(1, 4, 97, 101, 2),
+    "a long prime": Shape(2, 2, 3, 1009, 1),
+    "a prime of a power of two and one": Shape(1, 2, 257, 257, 1),
     "prime times small factors": Shape(1, 2, 6 * 67, 2 * 31, 1),
     "more images than a tile, not a multiple": Shape(13, 8, 8, 8, 2),
 }
@@ -139,14 +140,44 @@ def test_every_length(size: int) -> None:
         assert_forward(call(case, "cpu")[0], case)
 
 
+THIN = {
+    "a column, channels in the lanes": Shape(2, 26, 64, 1, 2),
+    "a row, channels in the lanes": Shape(2, 26, 1, 64, 2),
+    "a column of one channel": Shape(1, 3, 1024, 1, 3),
+    "a row of one channel": Shape(1, 3, 1, 1024, 3),
+    "an odd number of signals": Shape(1, 5, 1, 777, 1),
+    "a prime column": Shape(1, 16, 509, 1, 2),
+    "a prime row": Shape(1, 16, 1, 509, 2),
+    "a short prime column": Shape(1, 16, 61, 1, 2),
+    "a short prime row": Shape(1, 16, 1, 61, 2),
+    "two rows": Shape(1, 6, 2, 640, 2),
+    "three rows": Shape(1, 6, 3, 259, 1),
+    "three short rows": Shape(3, 10, 3, 11, 2),
+    "two columns": Shape(1, 6, 640, 2, 2),
+    "three columns of one channel": Shape(1, 2, 1021, 3, 2),
+    "more channels than are transformed together": Shape(1, 70, 1, 20, 1),
+    "more images than a tile": Shape(11, 6, 1, 30, 2),
+}
+
+
+@pytest.mark.parametrize("name", THIN)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_thin_maps(name: str, dtype: torch.dtype) -> None:
+    """Maps of so few rows or columns that several channels, or the parts of one signal, share a vector."""
+    case = make_case(THIN[name], dtype, "silu")
+    y, gradients = call(case, "cpu", gradients=True)
+    assert_forward(y, case)
+    assert_gradients(gradients, case)
+
+
 @pytest.mark.parametrize("input_grad", [True, False])
 @pytest.mark.parametrize("parameter_grads", [True, False])
 def test_gradients_left_out(input_grad: bool, parameter_grads: bool) -> None:
     case = stored_case("et_stage4_16x16")
     x, parameters = case.tensors[0], Parameters(*case.tensors[1:])
-    arguments = (MixerSpec.of(x, parameters.w1, case.activation), case.dy, x, parameters, case.sparsity_threshold)
-    every = CPU.backward(*arguments, True, True)
-    some = CPU.backward(*arguments, input_grad, parameter_grads)
+    spec = MixerSpec.of(x, parameters.w1, case.activation)
+    every = CPU.backward(spec, case.dy, x, parameters, case.sparsity_threshold, True, True)
+    some = CPU.backward(spec, case.dy, x, parameters, case.sparsity_threshold, input_grad, parameter_grads)
     for asked, gradient, full in zip((input_grad, *4 * (parameter_grads,)), some, every, strict=True):
         if asked:
             assert torch.equal(gradient, full)
@@ -155,13 +186,13 @@ def test_gradients_left_out(input_grad: bool, parameter_grads: bool) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("size", [7, 8, 16])
-def test_images_of_a_tile_do_not_spoil_each_other(size: int, bad: float) -> None:
-    """Several small images share vectors; the others must come out as if the bad one were not there."""
-    tensors = list(make_inputs(Shape(8, 16, size, size, 2)))
+@pytest.mark.parametrize(("height", "width"), [(7, 7), (8, 8), (16, 16), (1, 21), (21, 1)])
+def test_images_of_a_tile_do_not_spoil_each_other(height: int, width: int, bad: float) -> None:
+    """Several small images, and channels of a thin map, share transforms; none may be affected by a bad one."""
+    tensors = list(make_inputs(Shape(8, 16, height, width, 2)))
     dy = torch.randn_like(tensors[0])
     clean = _outputs(tuple(tensors), dy)
-    tensors[0][3, 5, 1, 2] = bad
+    tensors[0][3, 5].view(-1)[height + width - 2] = bad
     y, dx, *gradients = _outputs(tuple(tensors), dy)
     for got, expected in ((y, clean[0]), (dx, clean[1])):
         assert not got[3, :8].isfinite().any()
@@ -184,8 +215,18 @@ def _guarded(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return inner.copy_(tensor), memory
 
 
-@pytest.mark.parametrize("shape", [Shape(3, 6, 7, 7, 2), Shape(5, 4, 14, 14, 1), Shape(1, 6, 9, 33, 3)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(3, 6, 7, 7, 2),
+        Shape(5, 4, 14, 14, 1),
+        Shape(1, 6, 9, 33, 3),
+        Shape(3, 6, 1, 21, 2),
+        Shape(1, 6, 300, 1, 3),
+        Shape(1, 6, 300, 2, 3),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_reads_nothing_around_its_inputs(shape: Shape, dtype: torch.dtype) -> None:
     """NaN around every input reaches no output, and is not written to."""
     tensors = make_inputs(shape, dtype)

@@ -265,7 +265,7 @@ def test_activation_and_dtype(kernels: ctypes.CDLL, dtype: torch.dtype, activati
 @pytest.mark.parametrize("name", ["odd both", "two by two: DC and Nyquist only", "one channel a block", "a column"])
 def test_every_tile(kernels: ctypes.CDLL, name: str, tile: int) -> None:
     case = make_case(SHAPES[name])
-    assert_right(emulate(kernels, case, Options(tile=tile)), case)
+    assert_right(emulate(kernels, case, Options(tile=tile, ctas_per_block=3)), case)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 5])
@@ -415,7 +415,11 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {  # what, text, replaced by
     "symmetry of the special columns": ("if (special) value[1].im", "if (false) value[1].im", "spectral_map.cuh"),
     "weight of the special columns": ("place.special ? 0 : 1, a.W", "1, a.W", "spectral_map_vjp.cuh"),
     "a channel too many": ("if (channel >= a.Dh) break", "if (channel > a.Dh) break", "spectral_map.cuh"),
-    "one warp short": ("* kWarpThreads;\n  plan.shared", "* kWarpThreads - 32;\n  plan.shared", "launch_plan.h"),
+    "one warp short": (
+        "* kWarpThreads;\n  plan.shared_bytes = fma",
+        "* 0 + 32;\n  plan.shared_bytes = fma",
+        "launch_plan.h",
+    ),
 }
 
 
@@ -434,9 +438,17 @@ def test_a_mutation_is_caught(tmp_path: Path, what: str) -> None:
     """Each bug, put into a copy of the kernels, shows in the emulator's report or in a wrong answer."""
     library = build(mutated(tmp_path, *MUTATIONS[what]), tmp_path / "kernels.so")
     case = make_case(SHAPES["odd both"])
-    alone = emulate(library, case, Options(input_grad=False))
+    several = Options(ctas_per_block=2)  # a CTA has several tiles, as in larger calls
+    alone = emulate(library, case, several._replace(input_grad=False))
     alone = alone._replace(gradients=(case.gradients[0].numpy(), *alone.gradients[1:]))
-    assert not (is_right(emulate(library, case), case) and is_right(alone, case))
+    assert not (is_right(emulate(library, case, several), case) and is_right(alone, case))
+
+
+def test_an_activation_without_a_branch_does_not_compile(tmp_path: Path) -> None:
+    """No kernel takes an activation it does not know for another, such as the identity."""
+    source = mutated(tmp_path, 'X("relu", kRelu)', 'X("relu", kRelu) X("square", kSquare)', "../activations.h")
+    with pytest.raises(AssertionError, match="an activation without a branch here"):
+        build(source, tmp_path / "kernels.so")
 
 
 def test_an_even_stride_costs_bank_conflicts(tmp_path: Path) -> None:

@@ -76,9 +76,9 @@ def test_fvcore_handles_read_a_trace() -> None:
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             graph = torch.jit._get_trace_graph(ours, x)[0]
-        counts = []
-        for node in graph.nodes():
-            kind = f"{node.kind()}.{node.pyname()}" if node.kind() == "prim::PythonOp" else node.kind()
-            if kind in flops.FVCORE_HANDLES:
-                counts.append(flops.FVCORE_HANDLES[kind](list(node.inputs()), list(node.outputs())))
+        counts = [
+            flops.FVCORE_HANDLES[node.kind()](list(node.inputs()), list(node.outputs()))
+            for node in graph.nodes()
+            if node.kind() in flops.FVCORE_HANDLES
+        ]
         assert counts == [2 * LAYER]

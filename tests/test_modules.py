@@ -94,6 +94,8 @@ def test_assigning_activations_changes_the_result() -> None:
     assert not torch.equal(mixer(x), before)
     mixer.activation = "relu"
     assert torch.equal(mixer(x), before)
+    with pytest.raises(ValueError, match="expected activation to be one of"):
+        mixer.activation = "prelu"
     mixer.act = mixer.act2 = nn.GELU(approximate="tanh")
     with pytest.raises(ValueError, match="expected act and act2 to be one of"):
         mixer(x)
@@ -162,6 +164,20 @@ def test_symbolic_trace() -> None:
         torch.testing.assert_close(parameter.grad, net.get_parameter(name).grad)
 
 
+def test_symbolic_trace_of_the_function() -> None:
+    class Direct(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixer = AFFMixer(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mixer = self.mixer
+            return fused_aff_mixer(x, mixer.w1, mixer.b1, mixer.w2, mixer.b2, activation="gelu", backend="reference")
+
+    net, x = Direct(), torch.randn(2, 16, 6, 5)
+    assert torch.equal(torch.fx.symbolic_trace(net)(x), net(x))
+
+
 def test_convolution_and_norm_fuse() -> None:
     from torch.fx.experimental.optimization import fuse
 
@@ -191,14 +207,19 @@ def test_torchvision_feature_extraction() -> None:
     torch.testing.assert_close(features["after"], net.filter(net.norm(net.conv(x))))
 
 
+@pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.filterwarnings("ignore")
-def test_torchscript_trace_save_and_load(tmp_path: Path) -> None:
+def test_torchscript_trace_save_load_and_train(tmp_path: Path, grad: bool) -> None:
     net, x = conv_net(), torch.randn(2, 3, 9, 7)
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         torch.jit.trace(net, x).save(tmp_path / "net.pt")
-        loaded = torch.jit.load(tmp_path / "net.pt")
-        torch.testing.assert_close(loaded(x), net(x))
-        assert list(loaded.state_dict()) == list(net.state_dict())
+    loaded, other = torch.jit.load(tmp_path / "net.pt"), torch.randn(3, 3, 12, 12)
+    assert list(loaded.state_dict()) == list(net.state_dict())
+    torch.testing.assert_close(loaded(other), net(other))
+    for model in (loaded, net):
+        model(x).square().sum().backward()
+    for name, parameter in loaded.named_parameters():
+        torch.testing.assert_close(parameter.grad, net.get_parameter(name).grad)
 
 
 def test_compiled_module_matches_eager() -> None:

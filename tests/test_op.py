@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from affnet_kernels import AFFMixer, MixerSpec, fused_aff_mixer
+from affnet_kernels import AFFMixer, MixerSpec, fused_aff_mixer, ops
 from affnet_kernels.activations import ACTIVATIONS
 from affnet_kernels.backends import BACKENDS, select
 from tests.helpers import SHAPES, Shape, leaf, make_case, make_inputs, relative_error
@@ -203,7 +203,17 @@ def test_activation_checkpointing(use_reentrant: bool) -> None:
         assert torch.equal(tensor.grad, gradient)
 
 
-@pytest.mark.parametrize(("input_grad", "parameter_grads"), [(True, True), (True, False), (False, True)])
+@pytest.fixture
+def general_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the shortcut of plain eager calls, every call goes through the operator."""
+    monkeypatch.setattr(ops, "EXTENSION", None)
+
+
+NEEDED = [(True, True), (True, False), (False, True)]
+
+
+@pytest.mark.usefixtures("general_way")
+@pytest.mark.parametrize(("input_grad", "parameter_grads"), NEEDED)
 def test_only_what_is_needed_is_computed(
     input_grad: bool, parameter_grads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +232,37 @@ def test_only_what_is_needed_is_computed(
     assert asked == [(input_grad, parameter_grads)]
 
 
+def mixer_events(tensors: list[Tensor], **options: Any) -> list[Any]:
+    """What PyTorch's profiler sees of the mixer's operators, forward and backward."""
+    with torch.profiler.profile(record_shapes=True) as profiler:
+        fused_aff_mixer(*tensors, **options).sum().backward()
+    return [event for event in profiler.events() if event.name.startswith("affnet_kernels::")]
+
+
+@pytest.mark.skipif(ops.EXTENSION is None, reason="the extension is not built")
+@pytest.mark.parametrize(("input_grad", "parameter_grads"), NEEDED)
+def test_only_what_is_needed_is_computed_in_eager_mode(input_grad: bool, parameter_grads: bool) -> None:
+    tensors = [t.requires_grad_(parameter_grads if i else input_grad) for i, t in enumerate(make_inputs(SMALL))]
+    forward, backward = mixer_events(tensors)
+    assert (forward.name, backward.name) == ("affnet_kernels::native_forward", "affnet_kernels::native_backward")
+    assert backward.concrete_inputs[-2:] == [input_grad, parameter_grads]
+
+
+@pytest.mark.skipif(ops.EXTENSION is None, reason="the extension is not built")
+@pytest.mark.parametrize(
+    ("backend", "seen"),
+    [
+        (None, ["native_forward", "native_backward"]),
+        ("cpu", ["native_forward", "native_backward"]),
+        ("reference", ["mixer_forward", "mixer_backward"]),
+    ],
+)
+def test_the_named_backend_runs_in_eager_mode(backend: str | None, seen: list[str]) -> None:
+    events = mixer_events([t.requires_grad_() for t in make_inputs(SMALL)], backend=backend)
+    assert [event.name.removeprefix("affnet_kernels::") for event in events] == seen
+
+
+@pytest.mark.usefixtures("general_way")
 @pytest.mark.parametrize("name", CPU_BACKENDS)
 def test_the_named_backend_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []

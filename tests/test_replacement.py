@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -56,6 +57,13 @@ def assert_replaced(model: nn.Module, expected: Tensor, mixers: int = 2) -> None
     """The model runs the fused operator in every mixer, and computes what it did."""
     assert fused_calls(model, image()) == mixers
     torch.testing.assert_close(model(image()), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def process_group(tmp_path: Any) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
 
 
 # --- what the replacement keeps
@@ -277,6 +285,20 @@ def test_tied_parameters_stay_tied() -> None:
     assert_replaced(model, expected)
 
 
+@pytest.mark.usefixtures("process_group")
+def test_a_model_in_ddp() -> None:
+    model = nn.parallel.DistributedDataParallel(make_model())
+    expected = model(image())
+    expected.square().sum().backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    replace_mixers(model)
+    assert_replaced(model, expected)
+    model(image()).square().sum().backward()
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("check", [True, False])
 def test_a_model_without_values(check: bool) -> None:
     model = make_model().to("meta")
@@ -296,7 +318,7 @@ def test_a_parametrized_mixer_is_left_with_a_warning(parametrize: Callable[[nn.M
     model = make_model()
     parametrize(model[1].filter)
     expected = model(image())
-    with pytest.warns(UserWarning, match=r"left 1.filter as it is, a .*AFNO2D_channelfirst whose w1 is parametrized"):
+    with pytest.warns(UserWarning, match=r"left 1.filter as it is: w1 of .*AFNO2D_channelfirst is parametrized"):
         replaced = replace_mixers(model)
     assert list(replaced) == ["2.filter"]
     assert_replaced(model, expected, mixers=1)
@@ -305,7 +327,7 @@ def test_a_parametrized_mixer_is_left_with_a_warning(parametrize: Callable[[nn.M
 def test_only_parametrized_mixers_are_an_error_that_names_one() -> None:
     model = nn.Sequential(Stage(AFNO2D_channelfirst(16)))
     parametrizations.weight_norm(model[0].filter, "w2")
-    with pytest.raises(ValueError, match=r"got 0.filter, a .*AFNO2D_channelfirst whose w2 is parametrized"):
+    with pytest.raises(ValueError, match=r"got 0.filter: w2 of .*AFNO2D_channelfirst is parametrized"):
         replace_mixers(model)
 
 
@@ -337,6 +359,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         lambda: torch.device("meta"),
         lambda: torch.autocast("cpu", torch.bfloat16),
         lambda: torch.inference_mode(),
+        lambda: FakeTensorMode(),
     ],
 )
 def test_under_the_users_defaults(defaults: Callable[[], Any]) -> None:
@@ -516,16 +539,16 @@ def with_a_buffer(model: nn.Module) -> nn.Module:
         (offloaded, "1.filter .*accelerate has put a forward of its own on it; replace before offload or dispatch"),
         (own_forward, "1.filter .*its forward is set on the instance and would be lost"),
         (graphed, "1.filter .*a CUDA graph has captured it; replace before make_graphed_callables"),
-        (in_a_list, r"held as submodules only, got a AFNO2D_channelfirst at 1.order\[1\]"),
-        (in_a_dict, r"held as submodules only, got a AFNO2D_channelfirst at Sequential.mixers\['first'\]\[0\]"),
-        (as_a_bound_method, "held as submodules only, got a AFNO2D_channelfirst at 1.mix.__self__"),
-        (in_a_partial, r"held as submodules only, got a AFNO2D_channelfirst at 1.mix.args\[0\]"),
-        (in_a_closure, "held as submodules only, got a AFNO2D_channelfirst at 1.mix, closed-over mixer"),
-        (only_in_a_list, r"held as submodules only, got a AFNO2D_channelfirst at Sequential.extra\[0\]"),
+        (in_a_list, r"held as submodules only, got AFNO2D_channelfirst at 1.order\[1\]"),
+        (in_a_dict, r"held as submodules only, got AFNO2D_channelfirst at Sequential.mixers\['first'\]\[0\]"),
+        (as_a_bound_method, "held as submodules only, got AFNO2D_channelfirst at 1.mix.__self__"),
+        (in_a_partial, r"held as submodules only, got AFNO2D_channelfirst at 1.mix.args\[0\]"),
+        (in_a_closure, "held as submodules only, got AFNO2D_channelfirst at 1.mix, closed-over mixer"),
+        (only_in_a_list, r"held as submodules only, got AFNO2D_channelfirst at Sequential.extra\[0\]"),
         (traced, "TorchScript has captured it; replace before torch.jit.trace"),
         (exported, "its forward was traced into a graph; replace before tracing or export"),
         (with_a_hook_on_the_activation, "hooks on its act would not run"),
-        (with_a_buffer, "it owns the buffers steps, which AFFMixer lacks"),
+        (with_a_buffer, "a swap would lose its buffers: steps"),
     ],
 )
 @pytest.mark.parametrize("check", [True, False])
@@ -537,13 +560,6 @@ def test_refuses_what_a_swap_does_not_reach(
     with pytest.raises(ValueError, match=message):
         replace_mixers(model, check=check)
     assert [id(module) for module in model.modules()] == modules, "the model is unchanged"
-
-
-@pytest.fixture
-def process_group(tmp_path: Any) -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("process_group")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from affnet_kernels.activations import ACTIVATIONS
 from affnet_kernels.backends.triton import launch
 from affnet_kernels.backends.triton.launch_table import MAX_SIZE
 from affnet_kernels.backends.triton.matrices import dft_matrices
@@ -43,6 +44,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_kernels_compile_within_the_shared_memory_of_the_launch_tables(report: dict[str, Any]) -> None:
     assert [row for row in report["compiled"] if row["shared"] > row["allowed"]] == []
+
+
+def test_every_activation_compiles_and_no_other_does(report: dict[str, Any]) -> None:
+    assert report["activations"] == dict.fromkeys(ACTIVATIONS, True) | {"prelu": False}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from affnet_kernels.backends import reference, triton
 from affnet_kernels.backends.native import CPU, CUDA, warn_of_missing_extension
-from affnet_kernels.backends.preference import rank
+from affnet_kernels.backends.preference import preference, rank
 from affnet_kernels.spec import Gradients, MixerSpec, Parameters
 
 
@@ -68,7 +68,7 @@ def select(
             return backend
     raise NotImplementedError(
         f"fused_aff_mixer: expected a backend that can run this call, got backend={requested!r}, which cannot; "
-        f"leave backend=None to let one be chosen\n{explain(available_backends(spec))}"
+        f"leave backend=None to let one be chosen\n{as_lines(available_backends(spec))}"
     )
 
 
@@ -83,8 +83,41 @@ def available_backends(
     return {backend.NAME: backend.unsupported(spec) for backend in BACKENDS}
 
 
-def explain(
-    reasons: dict[str, list[str]],
+class Explanation(NamedTuple):
+    """Which backend a call runs on, and why each of the others does not; printed as lines of text."""
+
+    chosen: str | None  # None: the backend asked for by name cannot run the call, or there is none of that name
+    reasons: dict[str, str]  # for every backend, the one that runs included
+
+    def __str__(self) -> str:
+        return "\n".join(f"  {name}: {reason}" for name, reason in self.reasons.items())
+
+
+def explain_choice(
+    spec: MixerSpec,
+    requested: str | None,
+) -> Explanation:
+    """What `select` does for a call, in words."""
+    refusals = available_backends(spec)
+    try:
+        chosen = select(spec, requested).NAME
+    except (NotImplementedError, ValueError):
+        chosen = None
+    reasons = {name: "cannot run this call: " + "; ".join(why) for name, why in refusals.items() if why}
+    for name in refusals.keys() - reasons.keys():
+        if name != chosen:
+            reasons[name] = f"can run this call; backend={requested!r} was asked for"
+            if requested is None:
+                reasons[name] = f"can run this call, but {chosen} is preferred"
+        elif requested is None:
+            reasons[name] = f"runs: the first that can, {preference(spec).why}"
+        else:
+            reasons[name] = "runs: it was asked for by name"
+    return Explanation(chosen, {name: reasons[name] for name in refusals})
+
+
+def as_lines(
+    refusals: dict[str, list[str]],
 ) -> str:
-    """`available_backends`' answer as lines of text."""
-    return "\n".join(f"  {name}: {'; '.join(why) if why else 'can run'}" for name, why in reasons.items())
+    """What `available_backends` returns, as lines of text."""
+    return "\n".join(f"  {name}: {'; '.join(why) if why else 'can run'}" for name, why in refusals.items())

@@ -93,9 +93,9 @@ def backward_kernel(
         X_ptr += tl.num_programs(0).to(tl.int64) * T.PARTIAL_SUMS
     G_ptr = X_ptr + 2 * T.D * T.IMAGES * T.H * T.F
     first = tl.program_id(0) // T.K
-    for group in range(first, tl.cdiv(B, T.IMAGES), tl.num_programs(0) // T.K):
-        images = tl.minimum(B - group * T.IMAGES, T.IMAGES)
-        start = group * tl.full((), T.IMAGES * T.K * T.D * T.H * T.W, tl.int64)
+    for tile in range(first, tl.cdiv(B, T.IMAGES), tl.num_programs(0) // T.K):
+        images = tl.minimum(B - tile * T.IMAGES, T.IMAGES)
+        start = tile * tl.full((), T.IMAGES * T.K * T.D * T.H * T.W, tl.int64)
         for c0 in range(0, T.D, T.CHANNEL_CHUNK):
             stage(x_ptr + start, X_ptr, matrices_ptr, images, k, c0, False, 3, T)
             stage(dy_ptr + start, G_ptr, matrices_ptr, images, k, c0, True, T.PASSES, T)
@@ -105,7 +105,7 @@ def backward_kernel(
                 X_ptr,
                 G_ptr,
                 partials_ptr,
-                group - first + f0,
+                tile - first + f0,
                 f0,
                 k,
                 w1_ptr,

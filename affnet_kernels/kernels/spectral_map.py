@@ -165,6 +165,8 @@ def spectral_map_vjp(
     if PARAMETER_GRADS:
         second_ptr = partials_ptr + (2 * T.D + 1) * 2 * T.DH
         add_parameter_grads(second_ptr, O1, dP2, before, T.DH, T.D, T.DHP, T.DP, T.PASSES)
+    else:  # or the weights, loaded once for both uses, would stay in shared memory: 144 KiB at D = 64, of 80
+        tl.debug_barrier()
     high, low, undo = load_weight(w2_ptr, k, T.DH, T.D, T.DHP, T.DP, T.K)
     ACTIVATION: tl.constexpr = T.ACTIVATION
     dO1 = linear(dP2, tl.trans(high), tl.trans(low), undo, T.PASSES)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 
 import torch
@@ -11,6 +14,7 @@ from affnet_kernels.spec import Parameters
 from benchmarks import inputs
 from benchmarks.accuracy import distance
 from benchmarks.cases import FUSED, PASSES, Case
+from benchmarks.environment import ROOT
 from benchmarks.gpu_run.context import Run, Skip, call
 from benchmarks.measure import Bench, one_line
 from benchmarks.providers import PROVIDERS, THRESHOLD, Call, Unavailable, minimal_bytes
@@ -25,7 +29,7 @@ CONTACT = tuple(
 
 
 def contact(this: Run) -> str:
-    """One forward and backward pass of each backend against float64, but for those that an earlier step has shown."""
+    """One forward and backward pass of each backend against float64, except what an earlier step has shown right."""
     done = {(row.provider, row.case, row.dtype) for row in this.rows("contact") if row.status == "OK"}
     outcomes: dict[str, list[str]] = {name: [] for name in this.fused}
     first = ""
@@ -54,7 +58,11 @@ def contact(this: Run) -> str:
             if status == "FAIL":
                 first = first or f"{name} on {case.name} {case.dtype}: {reason}"
     said = [
-        f"{name} {statuses.count('OK')} of {len(statuses)} right" for name, statuses in outcomes.items() if statuses
+        f"{name} cannot run here"
+        if set(statuses) == {"SKIP"}
+        else f"{name} {statuses.count('OK')} of {len(statuses)} right"
+        for name, statuses in outcomes.items()
+        if statuses
     ]
     if first:
         raise RuntimeError(f"{', '.join(said)}; the first: {first}")
@@ -66,7 +74,7 @@ def contact(this: Run) -> str:
 
 
 def inverse_transform(this: Run) -> str:
-    """Is `torch.fft.irfft2` the two-step inverse on this device, and is the reference mixer right on it?"""
+    """Whether `torch.fft.irfft2` equals the two-step inverse on this device, and whether the reference is right."""
     sizes = SIZES[:4] if this.stand_in else SIZES
     differing, worst = [], 0.0
     for size in sizes:
@@ -103,7 +111,7 @@ def inverse_transform(this: Run) -> str:
 
 
 def launches(this: Run) -> str:
-    """Kernels launched by a forward and by a forward and backward pass, by the profiler, with the device's time."""
+    """Count the kernels of a forward pass, and of a forward and backward pass, with the profiler."""
     shapes = ((16, 8),) if this.stand_in else ((128, 32), (256, 16), (320, 8), (64, 64))
     said, failed = [], []
     for channels, size in shapes:
@@ -158,3 +166,23 @@ def profile_call(this: Run, made: Call) -> tuple[int, float, dict[str, int]]:
             names[event.name[:60]] = names.get(event.name[:60], 0) + 1
             microseconds += event.time_range.elapsed_us()
     return sum(names.values()), microseconds, names
+
+
+def stub_driver(this: Run) -> str:
+    """In a rehearsal, compile and launch the Triton kernels for a GPU, on a stub that only records the launches."""
+    from tests.stub_driver.driver import build
+
+    folder = this.out / "stub"
+    folder.mkdir(exist_ok=True)
+    try:
+        settings = build(folder) | {"TRITON_CACHE_DIR": str(folder / "cache")}
+    except FileNotFoundError as error:
+        raise Skip(str(error)) from error
+    command = (sys.executable, "-W", "ignore", "-m", "tests.stub_driver.launches")
+    done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr)
+    if done.returncode != 0:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["nothing was said"])[-1])
+    said = json.loads(done.stdout)
+    passes = {name: len(kernels) for name, kernels in said["launched"]["float32"].items()}
+    return f"Triton {said['triton']}, launches: {', '.join(f'{name} {count}' for name, count in passes.items())}"

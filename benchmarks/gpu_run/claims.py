@@ -1,4 +1,4 @@
-"""What is asked of the mixer on a GPU, as data, and what was measured."""
+"""What the mixer should reach on a GPU, as data, and what was measured of it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Lookup:
         self._timed = {(r.channels, r.height, r.batch, r.dtype, r.direction, r.provider): r for r in timed}
 
     def row(self, shape: tuple[int, int, int], dtype: str, direction: str, providers: Iterable[str]) -> Result | None:
-        """The fastest of some providers."""
+        """The row of the fastest of some providers."""
         found = (self._timed.get((*shape, dtype, direction, provider)) for provider in providers)
         return min((row for row in found if row is not None), key=lambda row: row.p50_us, default=None)
 

@@ -1,4 +1,4 @@
-"""What every step of `make gpu` is handed, and a call of a provider."""
+"""What every step of `make gpu` is given."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Runs the steps of `make gpu`, each in a process and a time limit of its own; what a step has measured stays.
+"""Runs each step of `make gpu` in its own process and time limit; rows that a step has written stay if it is killed.
 
-This process imports no torch: nothing that a step does to the driver or to its own memory can take the others along.
+This process imports no torch, so that nothing a step does to the driver or its memory can end the other steps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 
 from benchmarks import report
 from benchmarks.environment import UNKNOWN, commit
-from benchmarks.gpu_run.plan import PLAN, TOTAL
+from benchmarks.gpu_run.plan import PLAN, TOTAL, Step
 from benchmarks.results import Result, Writer, blank, read
 
 SKIPPED = 77  # exit status of a step that could not run here
@@ -37,13 +37,14 @@ class Job(NamedTuple):
 
 def jobs(out: Path, stand_in: bool) -> list[Job]:
     rest = ("--stand-in",) if stand_in else ()
+    only_here = (Step("stub-driver", "Triton's JIT and launcher on a stub of the driver", 100, "stub_driver"),)
     return [
         Job(
             step.name,
             step.seconds * (PATIENCE if stand_in else 1),
             (sys.executable, "-m", "benchmarks.gpu_run.steps", step.program, str(out), *step.arguments, *rest),
         )
-        for step in PLAN
+        for step in (*PLAN, *(only_here if stand_in else ()))
     ]
 
 
@@ -68,13 +69,8 @@ def main(out: Path, stand_in: bool, total: float = TOTAL) -> int:
     return run(jobs(out, stand_in), out, total)
 
 
-def run(
-    todo: Sequence[Job],
-    out: Path,
-    total: float = TOTAL,
-    write_report: bool = True,
-) -> int:
-    """Run the jobs whatever becomes of each; 0 if none failed. The last lines say what passed."""
+def run(todo: Sequence[Job], out: Path, total: float = TOTAL, write_report: bool = True) -> int:
+    """Run all jobs, whether or not one fails; 0 if none failed. The last lines give each outcome."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the job is ended too
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + total
@@ -141,7 +137,7 @@ def _last_line(path: Path, mark: int) -> str:
 
 
 def _with_facts(outcome: Result, path: Path) -> Result:
-    """The outcome with device, versions and commit of the rows that are already there."""
+    """The outcome, with device, versions and commit from the rows that are already in the file."""
     try:
         rows = [row for row in read([path]) if row.device]
     except (OSError, ValueError):

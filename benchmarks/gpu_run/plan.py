@@ -1,4 +1,4 @@
-"""The steps of `make gpu` as data, in falling order of worth: what is lost if the time ends is worth least."""
+"""The steps of `make gpu` as data, most valuable first: if time runs out, the least valuable are lost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from benchmarks.tables import markdown
 
 TOTAL = 540.0  # seconds for everything
-# No step may take longer than its limit; what their sum leaves of the total is for starting processes and for reports.
+# The limits add up to less: the rest is for starting processes and writing reports.
 
 
 class Step(NamedTuple):

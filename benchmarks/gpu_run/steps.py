@@ -1,4 +1,4 @@
-"""The programs of `make gpu`, each `python -m benchmarks.gpu_run.steps NAME OUT`; its last line is its outcome."""
+"""The programs of `make gpu`: `python -m benchmarks.gpu_run.steps NAME OUT`, whose last line is the outcome."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from affnet_kernels import available_backends
-from affnet_kernels.backends import explain
+from affnet_kernels.backends import as_lines
 from benchmarks import run
 from benchmarks.cases import SUITES, Case
 from benchmarks.environment import ROOT, smi, version
-from benchmarks.gpu_run.checks import contact, inverse_transform, launches
+from benchmarks.gpu_run.checks import contact, inverse_transform, launches, stub_driver
 from benchmarks.gpu_run.context import Run, Skip, call
 from benchmarks.gpu_run.driver import SKIPPED, UNUSABLE
 from benchmarks.measure import one_line
@@ -33,14 +33,14 @@ TESTS_LEFT_OUT = "sanitizer"
 
 
 def device(this: Run) -> str:
-    """Driver, clocks, packages, commit; the ceilings that everything else is judged by."""
+    """Driver, clocks and packages; and the copy and product rates that the other results are judged by."""
     print(f"python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} cores")
     packages = ("torch", "triton", "numpy", "pytest", "pytest-xdist", "scikit-learn", "matplotlib", "tqdm")
     print(", ".join(f"{name} {version(name)}" for name in packages))
     print(f"nvcc: {shutil.which('nvcc')}, compute-sanitizer: {shutil.which('compute-sanitizer')}")
     asked = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit", "persistence_mode")
     print(f"nvidia-smi {', '.join(asked)}: {smi(*asked) or 'no answer'}")
-    print(explain(available_backends()))
+    print(as_lines(available_backends()))
     rates = [f"copy {_copy_rate(this):,.0f} GB/s"]
     for dtype, tf32 in (("bfloat16", False), ("float32", True), ("float32", False)):
         rates.append(_product_rate(this, dtype, tf32))
@@ -77,16 +77,17 @@ def _machine() -> Case:
 
 
 def build(this: Run) -> str:
-    """The extension for this device only, and meanwhile the headline's Triton kernels, into Triton's own cache."""
+    """Build the extension for this device, and meanwhile fill Triton's cache with the headline's kernels."""
     extension = None
-    said = []
-    if this.stand_in or (shutil.which("nvcc") is None and not os.environ.get("CUDA_HOME")):
-        said.append("a stand-in builds no extension" if this.stand_in else "no nvcc: the extension was not built")
+    if this.stand_in:
+        said = [_copy_extension()]
+    elif shutil.which("nvcc") is None and not os.environ.get("CUDA_HOME"):
+        said = ["no nvcc: the extension was not built"]
     else:
+        said = []
         major, minor = torch.cuda.get_device_capability()
-        settings = os.environ | {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}"}
-        command = (sys.executable, "setup.py", "build_ext", "--inplace")
-        extension = subprocess.Popen(command, cwd=ROOT, env=settings)
+        settings = os.environ | {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", "AFFNET_REQUIRE_EXTENSION": "1"}
+        extension = subprocess.Popen((sys.executable, "setup.py", "build_ext", "--inplace"), cwd=ROOT, env=settings)
     count = 1 if this.stand_in else max(1, min(10, (os.cpu_count() or 1) - 4))
     command = (sys.executable, "-m", "benchmarks.gpu_run.steps", "warm", str(this.out))
     rest = ("--stand-in",) if this.stand_in else ()
@@ -102,13 +103,23 @@ def build(this: Run) -> str:
     said.append(f"Triton kernels of {good} of {len(rows)} cases compiled")
     if failed:
         said.append(f"the first error: {failed[0].case} {failed[0].dtype}: {failed[0].reason}")
+    elif rows and not good:
+        said.append(rows[0].reason)
     if failed or not built or not good:
         raise RuntimeError("; ".join(said))
     return "; ".join(said)
 
 
+def _copy_extension() -> str:
+    """In a rehearsal the extension of the tree that was copied appears only now, as one that is built would."""
+    files = list(Path(os.environ.get("AFFNET_PREBUILT", "none")).glob("_C*"))
+    for file in files:
+        shutil.copy(file, ROOT / "affnet_kernels")
+    return "a built extension was copied" if files else "a stand-in builds no extension"
+
+
 def warm(this: Run) -> str:
-    """Call a part of the headline's cases, `INDEX/COUNT`, once each: a row for each, whatever becomes of the others."""
+    """Call every COUNT-th of the headline's cases once (the argument is INDEX/COUNT); one that fails is a row too."""
     index, count = map(int, this.arguments[0].split("/"))
     cases = [this.small(case) for case in SUITES["shipped"].cases if case.direction != "forward"]
     cases = list(dict.fromkeys(case._replace(suite="warm") for case in cases))[index::count]
@@ -129,7 +140,7 @@ def warm(this: Run) -> str:
 
 
 def suites(this: Run) -> str:
-    """The suites that the arguments name; a case that does not fit into the time is a row that says so."""
+    """Measure the suites that the arguments name; a case for which no time is left is a row that says so."""
     named = [case for name in this.arguments for case in SUITES[name].cases]
     cases = list(dict.fromkeys(map(this.small, named)))
     deadline = time.monotonic() + this.until - time.time()
@@ -143,7 +154,7 @@ def suites(this: Run) -> str:
 
 
 def tests(this: Run) -> str:
-    """pytest -m gpu, streamed: what ran before the time ends is in the log, test by test."""
+    """Run pytest -m gpu; its output goes to the log test by test, so that a killed run leaves what it had."""
     folder, rank = ROOT / "tests", {name: place for place, name in enumerate(TESTS_FIRST)}
     names = [path.name for path in folder.glob("test_*.py")]
     files = [str(folder / name) for name in sorted(names, key=lambda name: (rank.get(name, len(rank)), name))]
@@ -167,7 +178,7 @@ def tests(this: Run) -> str:
 
 
 def sanitizer(this: Run) -> str:
-    """memcheck, racecheck and initcheck side by side, with no memory cache of PyTorch's to hide an overrun."""
+    """Run memcheck, racecheck and initcheck side by side, without PyTorch's memory cache, which would hide overruns."""
     tool = shutil.which("compute-sanitizer")
     if tool is None and not this.stand_in:
         raise Skip("compute-sanitizer is not on PATH")
@@ -221,7 +232,19 @@ def calls(this: Run) -> str:
 
 PROGRAMS: dict[str, Callable[[Run], str]] = {
     function.__name__: function
-    for function in (device, contact, build, warm, inverse_transform, launches, suites, tests, sanitizer, calls)
+    for function in (
+        device,
+        contact,
+        build,
+        warm,
+        inverse_transform,
+        launches,
+        suites,
+        tests,
+        sanitizer,
+        calls,
+        stub_driver,
+    )
 }
 
 

@@ -1,1 +1,1 @@
-"""What the compilers say of every GPU kernel, without a GPU: registers, spills, shared memory, predicted times."""
+"""Checks on compiled GPU kernels that need no GPU: registers, spills, shared memory, predicted times."""

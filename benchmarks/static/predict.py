@@ -1,11 +1,12 @@
-"""Times that the Triton forward should take, from its compiled code: what to hold a first measurement against.
+"""Predicts the times of the Triton forward kernels from their compiled code, to judge the first measurements by.
 
     python -m benchmarks.static.predict
 
-Three ceilings of an H200 at batch 64: the bytes of x and y at 4.3 TB/s; the matrix products, padding included, at 62 %
-of 989 TFLOP/s in half precision, three of each for float32; the instructions of the compiled code, every step counted
-as often as it runs, at four a cycle and 1.755 GHz on 132 multiprocessors. The prediction is a guess on top: twice the
-highest of them, for latencies and barriers, and 3 us for a launch.
+It prints three lower bounds for an H200 at batch 64: the bytes of x and y at 4.3 TB/s; the matrix products, padding
+included, at 62 % of 989 TFLOP/s in half precision, with three products for each one in float32; and the instructions
+of the compiled code, each chunk's code counted as often as it runs, at four per cycle and 1.755 GHz on 132
+multiprocessors. The prediction is an estimate on top: twice the highest bound, for latencies and barriers, plus 3 us
+for a launch.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ BYTES_PER_US, FLOP_PER_US = 4.3e6, 0.62 * 989e6
 
 
 def instructions(cubin: bytes, tile: Tile) -> int:
-    """Those that a warp issues for a tile: its steps are functions, called once per chunk."""
+    """The instructions that a warp issues for a tile, whose code for a chunk is a function called once per chunk."""
     import triton
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -48,7 +49,7 @@ def instructions(cubin: bytes, tile: Tile) -> int:
 
 
 def products(tile: Tile) -> int:
-    """Floating-point operations of a tile's matrix products, of one pass, without the Nyquist column."""
+    """Floating-point operations in one pass of a tile's matrix products, the Nyquist column left out."""
     planes = tile.IMAGES * math.ceil(tile.D / tile.CHANNEL_CHUNK) * tile.CHANNEL_CHUNK
     transforms = 2 * planes * (tile.HP * tile.WP * 2 * tile.FP + 2 * tile.HP * 2 * tile.HP * tile.FP)
     frequencies = tile.IMAGES * tile.HP * tile.FP

@@ -43,9 +43,10 @@ void forward(const Call<T>& call, int64_t begin, int64_t end, char* memory) {
       const Tile tile = tile_at(call, k, i % tiles);
       const Tile next = i + 1 < end ? tile_at(call, (i + 1) / tiles, (i + 1) % tiles) : kNoTile;
       if (forward_tile(call, block, tile, next, scale, scratch)) continue;
-      // The images of a tile share transforms, so that a NaN or infinity in one spoils the others: compute each alone.
-      for (int64_t image = 0; tile.images_log2 > 0 && image < int64_t{1} << tile.images_log2; ++image) {
-        forward_tile(call, block, Tile{k, tile.first + image, 0}, kNoTile, scale, scratch);
+      // Images, or channels of a thin map, share transforms: a value that is not finite in one spoils the others. Each
+      // is computed again alone.
+      for (int64_t image = 0; call.shares_transforms() && image < int64_t{1} << tile.images_log2; ++image) {
+        forward_tile(call, block, Tile{k, tile.first + image, 0, true}, kNoTile, scale, scratch);
       }
     }
   }
@@ -68,19 +69,19 @@ void backward(const Call<T>& call, int k, bool packed, int64_t begin, int64_t en
   if (!packed) block.pack(call, k, true, s / 2);
   scratch.clear_sums();
   bool finite = true;
-  for (int64_t i = begin; i < end && (finite || call.images_log2 == 0); ++i) {
+  for (int64_t i = begin; i < end && (finite || !call.shares_transforms()); ++i) {
     // The next block's tile belongs to another call of this function, most often on the same thread.
     const Tile next = i + 1 < end           ? tile_at(call, k, i + 1)
                       : k + 1 < call.blocks ? tile_at(call, k + 1, begin)
                                             : kNoTile;
     finite = backward_tile(call, block, tile_at(call, k, i), next, scale, scratch);
   }
-  if (!finite && call.images_log2 > 0) {  // as in forward
+  if (!finite && call.shares_transforms()) {  // as in forward
     scratch.clear_sums();
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tile_at(call, k, i);
       for (int64_t image = 0; image < int64_t{1} << tile.images_log2; ++image) {
-        backward_tile(call, block, Tile{k, tile.first + image, 0}, kNoTile, scale, scratch);
+        backward_tile(call, block, Tile{k, tile.first + image, 0, true}, kNoTile, scale, scratch);
       }
     }
   }

@@ -1,63 +1,17 @@
 // What the kernel is told and offers: plain data, free of torch and of any instruction set.
 //
-// A tile is one channel block of `images` images. Its planes are transformed with one vector lane per column, then one
-// per row; with several small images in a tile, their columns and rows together fill the lanes.
+// A tile is one channel block of `images` images; fft/geometry.h says how it lies in memory.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "activations.h"
+#include "fft/geometry.h"
 
 namespace affnet {
 
 enum class Storage { kFloat64, kFloat32, kFloat16, kBFloat16 };
-
-inline constexpr int kMaxSteps = 32;
-inline constexpr int kMaxImagesLog2 = 3;
-
-// A transform of some length as a sequence of radix steps.
-template <typename T>
-struct FftSteps {
-  int length;
-  int count;
-  int radix[kMaxSteps];
-  const T* twiddles[kMaxSteps];  // each [length / radix, radix] of (cos, sin); after them the roots of a large radix
-};
-
-template <typename T>
-struct FftPlan {
-  int length;
-  int work_length;          // vectors that a transform needs in either of its two buffers
-  FftSteps<T> steps;        // of this length, or of Bluestein's convolution
-  const T* chirp;           // [length] of (cos, sin); null: not by Bluestein
-  const T* chirp_spectrum;  // [steps.length]
-};
-
-// How the planes of one channel in a tile of `images` images lie in scratch memory.
-//
-// Columns are numbered through the images, `pitch` from one image to the next; column j shares a complex transform with
-// column j + pairs. Of its spectrum the rows 0 .. height / 2 are kept; rows 0 and height / 2 are real by then and share
-// a complex row. For odd heights the rows 0 of two images do. A row (image, kh) yields two slots for each kw <= width /
-// 2: frequencies (kh, kw) and (-kh, kw); a shared row yields (0, kw) and (height / 2, kw), or kw of its two images.
-// That is every frequency of the half spectrum once, except that for odd heights a lone image leaves slots that hold
-// zero.
-template <typename T>
-struct Geometry {
-  int height, width, images;
-  int pitch;  // width, or more where images then fill vectors or halves of them
-  int pairs;  // half of all columns
-  int staging_stride;
-  int row_stride;       // of one part of a row: the row buffer is [(height + 1) / 2, 2, row_stride]
-  int rows;             // complex rows
-  int slots;            // (width / 2 + 1) * 2 * rows
-  int slot_stride;      // of one part of a channel's spectrum
-  const int* row_re;    // [rows, rounded up to lanes] offset of a row's real part in the row buffer
-  const int* row_im;    // and of its imaginary part
-  const T* row_shared;  // 1 where two real rows share the complex one, else 0
-  FftPlan<T> column_fft;
-  FftPlan<T> row_fft;
-};
 
 template <typename T>
 struct Call {
@@ -76,6 +30,10 @@ struct Call {
   bool input_grad, parameter_grads;
   int images_log2;                                  // of a full tile
   const Geometry<T>* geometry[kMaxImagesLog2 + 1];  // of 1, 2, 4, ... images
+  const Geometry<T>* alone;                         // of one image, each channel transformed alone
+
+  // Whether transforms are shared by images or channels, so that a value that is not finite in one spoils others.
+  bool shares_transforms() const { return images_log2 > 0 || geometry[0]->channels > 1; }
 
   // A channel block is cut into full tiles of 2^images_log2 images, and into tiles of smaller powers of two, the
   // largest first, for the images that are left.

@@ -16,7 +16,7 @@
 
 #include "capability.h"
 #include "checks.h"
-#include "fft/plan.h"
+#include "fft/layout.h"
 #include "kernel.h"
 
 namespace affnet {
@@ -103,7 +103,7 @@ struct Prepared {
   Call<T> call{};
   at::Tensor x;
   Parameters parameters;
-  std::array<std::shared_ptr<const Geometry<T>>, kMaxImagesLog2 + 1> geometry;
+  std::shared_ptr<const TileLayout<T>> layout;
 
   Prepared(const Sizes& n, const at::Tensor& x_, const Parameters& parameters_, double sparsity_threshold,
            Activation activation)
@@ -117,12 +117,10 @@ struct Prepared {
     call.blocks = static_cast<int>(n.K), call.size = static_cast<int>(n.D), call.hidden = static_cast<int>(n.Dh);
     call.threshold = static_cast<T>(sparsity_threshold);
     call.activation = activation;
-    const int lanes = kernel<T>().lanes;
-    call.images_log2 = choose_images_log2(n.B, n.H, n.W, n.D, lanes, sizeof(T));
-    for (int i = 0; i <= call.images_log2; ++i) {
-      geometry[i] = geometry_of<T>(n.H, n.W, 1 << i, lanes);
-      call.geometry[i] = geometry[i].get();
-    }
+    layout = tile_layout<T>(n.B, n.H, n.W, n.D, kernel<T>().lanes);
+    call.images_log2 = layout->images_log2;
+    std::copy(std::begin(layout->geometry), std::end(layout->geometry), call.geometry);
+    call.alone = layout->alone;
   }
 };
 

@@ -1,30 +1,33 @@
-// The planes of one channel in a tile's images as memory holds them, and as columns the transforms can load.
+// The planes of a tensor that are transformed together, and their columns as the transforms load and store them.
 #pragma once
 
 #include "kernel.h"
+#include "simd/half.h"
 #include "simd/vec.h"
 
 namespace affnet::AFFNET_CAPABILITY {
 
+// The planes [height, width] of consecutive channels in consecutive images; those of one image are contiguous.
 template <typename Pointee>
 struct Planes {
-  Pointee* data;         // the first image's plane, [height, width]
+  Pointee* data;
   int64_t image_stride;  // in elements
   Storage storage;
 };
 
-// How a vector of columns lies in memory: as it is; its first lanes only; its two halves in two images.
+// How a vector of columns lies in memory: as a whole; as its first lanes, the others being unused; or as two halves,
+// each in an image of its own and perhaps shorter than half a vector.
 enum class Access { kWhole, kFirst, kHalves };
 
-// The columns that are transformed together, the first of each pair and the second, row by row.
+// Columns in memory. Column j of `first` and column j of `second` share a complex transform.
 template <typename T>
 struct Columns {
   T* first;
   T* second;
-  ptrdiff_t stride;
-  ptrdiff_t block_step;  // from one block of lanes to the next, unless kWhole
-  ptrdiff_t half_step;   // kHalves: from one half to the other
-  int count;             // lanes in use, of a vector or of a half
+  ptrdiff_t stride;       // between rows
+  ptrdiff_t vector_step;  // between vectors of columns, unless kWhole
+  ptrdiff_t half_step;    // kHalves: between the halves of a vector
+  int count;              // lanes used, of a vector or of each half
   Access access;
 };
 
@@ -54,42 +57,43 @@ AFFNET_INLINE int64_t storage_bytes(Storage storage) {
   return storage == Storage::kFloat64 ? 8 : storage == Storage::kFloat32 ? 4 : 2;
 }
 
-// Asks the memory for runs of bytes, a little at each step of a computation that needs few of them itself.
+// Prefetches ranges of bytes, a little at each step of a computation that itself leaves the memory idle.
 class Prefetcher {
  public:
   void add(const void* data, int64_t bytes) {
-    if (count_ == kMostRuns) return;
-    runs_[count_++] = {static_cast<const char*>(data), bytes < kMostBytes ? bytes : kMostBytes};
-    bytes_ += runs_[count_ - 1].bytes;
+    if (count_ == kMostRanges) return;
+    ranges_[count_++] = {static_cast<const char*>(data), bytes < kMostBytes ? bytes : kMostBytes};
+    bytes_ += ranges_[count_ - 1].bytes;
   }
-  void divide(int64_t steps) { share_ = bytes_ / steps + kLine; }
+  void divide(int64_t steps) { per_step_ = bytes_ / steps + kLine; }
   AFFNET_INLINE void advance() {
-    for (int64_t left = share_; left > 0 && run_ < count_; left -= kLine) {
-      __builtin_prefetch(runs_[run_].data + position_, 0, 2);
+    for (int64_t left = per_step_; left > 0 && range_ < count_; left -= kLine) {
+      __builtin_prefetch(ranges_[range_].data + position_, 0, 2);
       position_ += kLine;
-      if (position_ >= runs_[run_].bytes) ++run_, position_ = 0;
+      if (position_ >= ranges_[range_].bytes) ++range_, position_ = 0;
     }
   }
 
  private:
-  static constexpr int kMostRuns = 3 << kMaxImagesLog2, kLine = 64;
-  static constexpr int64_t kMostBytes = 128 << 10;  // more would drive out what the computation works on
-  struct Run {
+  static constexpr int kMostRanges = 3 << kMaxImagesLog2, kLine = 64;
+  static constexpr int64_t kMostBytes = 128 << 10;  // of a range; more would evict what the computation works on
+  struct Range {
     const char* data;
     int64_t bytes;
   };
-  Run runs_[kMostRuns];
-  int count_ = 0, run_ = 0;
-  int64_t bytes_ = 0, share_ = 0, position_ = 0;
+  Range ranges_[kMostRanges];
+  int count_ = 0, range_ = 0;
+  int64_t bytes_ = 0, per_step_ = 0, position_ = 0;
 };
 
-// The planes as they are, if vectors of columns can be loaded from them; else null: they go through staging memory.
+// The columns of the planes in place, if whole vectors of them can be loaded. Null if not: the planes must be staged.
 template <typename T, typename G, typename Pointee>
 Columns<T> direct_columns(const Geometry<G>& g, const Planes<Pointee>& planes) {
   constexpr int kLanes = Vec<G>::kLanes;
   T* const data = static_cast<T*>(planes.data);
   const ptrdiff_t half = planes.image_stride * (g.images / 2);
   if (planes.storage == kOwnStorage<G>) {
+    if (g.runs) return {nullptr, nullptr, 0, 0, 0, 0, Access::kWhole};
     if (g.images == 1 && g.width % 2 == 0) {
       return {data, data + g.pairs, g.width, 0, 0, g.pairs, g.pairs < kLanes ? Access::kFirst : Access::kWhole};
     }
@@ -104,108 +108,70 @@ Columns<T> direct_columns(const Geometry<G>& g, const Planes<Pointee>& planes) {
   return {nullptr, nullptr, 0, 0, 0, 0, Access::kWhole};
 }
 
-template <typename T>
-Columns<T> staged_columns(const Geometry<T>& g, T* staging) {
-  return {staging, staging + g.pairs, g.staging_stride, 0, 0, Vec<T>::kLanes, Access::kWhole};
+template <typename T, typename G>
+Columns<T> staged_columns(const Geometry<G>& g, T* staging) {
+  return {staging, staging + g.pairs, g.staging_stride, 0, 0, Vec<G>::kLanes, Access::kWhole};
 }
 
-// float16 and bfloat16 by integer arithmetic: no instruction beyond the baseline, and the compiler vectorises it.
-AFFNET_INLINE float from_bits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
-AFFNET_INLINE uint32_t to_bits(float value) { return __builtin_bit_cast(uint32_t, value); }
-
-AFFNET_INLINE float from_bfloat16(uint16_t v) { return from_bits(uint32_t{v} << 16); }
-AFFNET_INLINE uint16_t to_bfloat16(float v) {
-  const uint32_t bits = to_bits(v);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return static_cast<uint16_t>(v != v ? 0x7fc0 : rounded);
-}
-
-AFFNET_INLINE float from_float16(uint16_t v) {
-  const uint32_t sign = uint32_t{v & 0x8000u} << 16, rest = uint32_t{v & 0x7fffu} << 13;
-  const float finite = from_bits(rest) * from_bits(0x77800000);  // 2^112: the difference of the exponents' biases
-  const uint32_t bits = (v & 0x7c00) == 0x7c00 ? rest | 0x7f800000 : to_bits(finite);
-  return from_bits(bits | sign);
-}
-AFFNET_INLINE uint16_t to_float16(float v) {
-  const uint32_t sign = to_bits(v) & 0x80000000, size = to_bits(v) ^ sign;
-  // Subnormal: adding 0.5 leaves the answer, rounded, in the last bits. Normal: round in the integer representation.
-  const uint32_t subnormal = to_bits(from_bits(size) + 0.5f) - 0x3f000000;
-  const uint32_t normal = (size - (112u << 23) + 0xfff + ((size >> 13) & 1)) >> 13;
-  const uint32_t large = size > 0x7f800000 ? 0x7e00 : 0x7c00;
-  const uint32_t half = size >= 0x47800000 ? large : size < 0x38800000 ? subnormal : normal;
-  return static_cast<uint16_t>(half | (sign >> 16));
-}
-
-template <typename T>
-void stage_row(T* to, const void* from, int64_t offset, int width, Storage storage) {
-  if (storage == kOwnStorage<T>) {
-    const T* const row = static_cast<const T*>(from) + offset;
-    for (int w = 0; w < width; w += Vec<T>::kLanes) {
-      const int count = width - w < Vec<T>::kLanes ? width - w : Vec<T>::kLanes;
-      store_first(load_first(row + w, count), to + w, count);
-    }
-  } else if constexpr (sizeof(T) == 4) {
-    const uint16_t* const row = static_cast<const uint16_t*>(from) + offset;
-    if (storage == Storage::kBFloat16) {
-      for (int w = 0; w < width; ++w) to[w] = from_bfloat16(row[w]);
-    } else {
-      for (int w = 0; w < width; ++w) to[w] = from_float16(row[w]);
-    }
+// Calls f with a null pointer of the type that the tensor's elements have.
+template <typename T, typename F>
+AFFNET_INLINE void with_storage(Storage storage, F&& f) {
+  if constexpr (sizeof(T) == 4) {
+    if (storage == Storage::kFloat16) return f(static_cast<Float16*>(nullptr));
+    if (storage == Storage::kBFloat16) return f(static_cast<BFloat16*>(nullptr));
   }
+  f(static_cast<T*>(nullptr));
 }
 
-// out = residual + staged, rounded once.
-template <typename T>
-void store_row(const T* staged, const void* residual, void* out, int64_t offset, int width, Storage storage,
-               Vec<T>& finite) {
-  if (storage == kOwnStorage<T>) {
-    const T* const x = static_cast<const T*>(residual) + offset;
-    T* const y = static_cast<T*>(out) + offset;
-    for (int w = 0; w < width; w += Vec<T>::kLanes) {
-      const int count = width - w < Vec<T>::kLanes ? width - w : Vec<T>::kLanes;
-      const Vec<T> sum = load_first(x + w, count) + load_first(staged + w, count);
-      finite += sum * T(0);
-      store_first(sum, y + w, count);
-    }
-  } else if constexpr (sizeof(T) == 4) {
-    const uint16_t* const x = static_cast<const uint16_t*>(residual) + offset;
-    uint16_t* const y = static_cast<uint16_t*>(out) + offset;
-    for (int w = 0; w < width; w += Vec<T>::kLanes) {
-      const int count = width - w < Vec<T>::kLanes ? width - w : Vec<T>::kLanes;
-      finite += load_first(staged + w, count) * T(0);
-    }
-    if (storage == Storage::kBFloat16) {
-      for (int w = 0; w < width; ++w) y[w] = to_bfloat16(from_bfloat16(x[w]) + staged[w]);
-    } else {
-      for (int w = 0; w < width; ++w) y[w] = to_float16(from_float16(x[w]) + staged[w]);
-    }
-  }
-}
-
-template <typename T>
-Columns<const T> staged(const Geometry<T>& g, const Planes<const void>& x, T* staging) {
+// Calls f(offset in staging memory, offset in the tensor, count) for every vector of every row, the last one of a row
+// perhaps not full.
+template <typename T, typename F>
+AFFNET_INLINE void each_vector_of_rows(const Geometry<T>& g, int64_t image_stride, F&& f) {
+  constexpr int kLanes = Vec<T>::kLanes;
+  const int64_t channel_stride = static_cast<int64_t>(g.height) * g.width;
   for (int h = 0; h < g.height; ++h) {
-    T* const row = staging + static_cast<ptrdiff_t>(h) * g.staging_stride;
+    ptrdiff_t to = static_cast<ptrdiff_t>(h) * g.staging_stride;
     for (int image = 0; image < g.images; ++image) {
-      const int64_t offset = image * x.image_stride + static_cast<int64_t>(h) * g.width;
-      stage_row(row + image * g.pitch, x.data, offset, g.width, x.storage);
+      int64_t from = image * image_stride + static_cast<int64_t>(h) * g.width;
+      for (int channel = 0; channel < g.channels; ++channel, to += g.pitch, from += channel_stride) {
+        int w = 0;
+        for (; w + kLanes <= g.width; w += kLanes) f(to + w, from + w, kLanes);
+        if (w < g.width) f(to + w, from + w, g.width - w);
+      }
     }
-    if (g.images == 1 && g.width % 2 != 0) row[g.width] = 0;  // paired with the last column of the first half
   }
-  const Columns<T> columns = staged_columns(g, staging);
-  return {columns.first, columns.second, columns.stride, 0, 0, columns.count, columns.access};
 }
 
+// Copies the planes to staging memory, where their columns lie side by side in each row.
 template <typename T>
-void store_staged(const Geometry<T>& g, const T* staging, const Planes<const void>& x, const Planes<void>& out,
+void stage(const Geometry<T>& g, const Planes<const void>& x, T* staging) {
+  with_storage<T>(x.storage, [&](auto* element) AFFNET_LAMBDA {
+    const auto* const data = static_cast<const std::remove_pointer_t<decltype(element)>*>(x.data);
+    each_vector_of_rows(g, x.image_stride, [&](ptrdiff_t to, int64_t from, int count) AFFNET_LAMBDA {
+      store_first(load_as<T>(data + from, count), staging + to, count);
+    });
+  });
+  const int columns = g.planes() * g.pitch;  // of an odd number the last is paired with zeros
+  for (int h = 0; columns % 2 != 0 && h < g.height; ++h) {
+    staging[static_cast<ptrdiff_t>(h) * g.staging_stride + columns] = 0;
+  }
+}
+
+// out = x + scale * staging, rounded once.
+template <typename T>
+void store_staged(const Geometry<T>& g, const T* staging, const Planes<const void>& x, const Planes<void>& out, T scale,
                   Vec<T>& finite) {
-  for (int h = 0; h < g.height; ++h) {
-    const T* const row = staging + static_cast<ptrdiff_t>(h) * g.staging_stride;
-    for (int image = 0; image < g.images; ++image) {
-      const int64_t offset = image * x.image_stride + static_cast<int64_t>(h) * g.width;
-      store_row(row + image * g.pitch, x.data, out.data, offset, g.width, x.storage, finite);
-    }
-  }
+  with_storage<T>(x.storage, [&](auto* element) AFFNET_LAMBDA {
+    const auto* const addend = static_cast<const std::remove_pointer_t<decltype(element)>*>(x.data);
+    auto* const y = static_cast<decltype(element)>(out.data);
+    Vec<T> all_finite = finite;
+    each_vector_of_rows(g, x.image_stride, [&](ptrdiff_t from, int64_t to, int count) AFFNET_LAMBDA {
+      const Vec<T> sum = load_as<T>(addend + to, count) + load_first(staging + from, count) * scale;
+      all_finite += sum * T(0);
+      store_as(sum, y + to, count);
+    });
+    finite = all_finite;
+  });
 }
 
 }  // namespace affnet::AFFNET_CAPABILITY

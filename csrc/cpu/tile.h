@@ -31,7 +31,13 @@ bool all_finite(Vec<T> finite) {
 struct Tile {
   int64_t k, first;
   int images_log2;
+  bool alone = false;  // one image, each channel transformed alone
 };
+
+template <typename T>
+const Geometry<T>& geometry_of(const Call<T>& call, const Tile& tile) {
+  return tile.alone ? *call.alone : *call.geometry[tile.images_log2];
+}
 
 // Queues a tile's part of a tensor [B, C, H, W], where the planes of a block are contiguous in each image.
 template <typename T>
@@ -47,21 +53,21 @@ void prefetch(const Call<T>& call, const Tile& tile, const void* data, Prefetche
 template <typename T>
 bool forward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, const Tile& next, T scale,
                   const Scratch<T>& scratch) {
-  const auto [k, first, images_log2] = tile;
-  const Geometry<T>& g = *call.geometry[images_log2];
+  const int64_t k = tile.k, first = tile.first;
+  const Geometry<T>& g = geometry_of(call, tile);
   const ptrdiff_t channel = 2 * static_cast<ptrdiff_t>(g.slot_stride);
-  for (int c = 0; c < call.size; ++c) {
+  each_channel_chunk(g, call.size, [&](int c) AFFNET_LAMBDA {
     to_spectrum(g, planes_of(call, call.x, first, k, c), scratch.X + c * channel, false, scratch.transform);
-  }
+  });
   Prefetcher prefetcher;
   prefetch<T>(call, tile, call.out, prefetcher);
   prefetch<T>(call, next, call.x, prefetcher);
   with_activation(call.activation, [&](auto a) { spectral_map<a()>(call, g, block, prefetcher, scratch); });
   Vec<T> finite(T(0));
-  for (int c = 0; c < call.size; ++c) {
+  each_channel_chunk(g, call.size, [&](int c) AFFNET_LAMBDA {
     from_spectrum(g, scratch.X + c * channel, planes_of(call, call.x, first, k, c),
                   planes_of(call, call.out, first, k, c), scale, false, finite, scratch.transform);
-  }
+  });
   return all_finite(finite);
 }
 
@@ -70,14 +76,14 @@ bool forward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, 
 template <typename T>
 bool backward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, const Tile& next, T scale,
                    const Scratch<T>& scratch) {
-  const auto [k, first, images_log2] = tile;
+  const int64_t k = tile.k, first = tile.first;
   constexpr int kLanes = Vec<T>::kLanes;
-  const Geometry<T>& g = *call.geometry[images_log2];
+  const Geometry<T>& g = geometry_of(call, tile);
   const ptrdiff_t channel = 2 * static_cast<ptrdiff_t>(g.slot_stride);
-  for (int c = 0; c < call.size; ++c) {
+  each_channel_chunk(g, call.size, [&](int c) AFFNET_LAMBDA {
     to_spectrum(g, planes_of(call, call.x, first, k, c), scratch.X + c * channel, false, scratch.transform);
     to_spectrum(g, planes_of(call, call.dy, first, k, c), scratch.G + c * channel, true, scratch.transform);
-  }
+  });
   Prefetcher prefetcher;
   if (call.input_grad) prefetch<T>(call, tile, call.out, prefetcher);
   prefetch<T>(call, next, call.x, prefetcher);
@@ -104,10 +110,10 @@ bool backward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile,
   }
   if (!call.input_grad) return true;
   Vec<T> finite(T(0));
-  for (int c = 0; c < call.size; ++c) {
+  each_channel_chunk(g, call.size, [&](int c) AFFNET_LAMBDA {
     from_spectrum(g, scratch.G + c * channel, planes_of(call, call.dy, first, k, c),
                   planes_of(call, call.out, first, k, c), scale, true, finite, scratch.transform);
-  }
+  });
   return all_finite(finite);
 }
 

@@ -36,8 +36,8 @@ bool may_use_tensor_cores(int device) {
   return tensor_cores_wanted && at::cuda::getDeviceProperties(device)->major >= 8;  // 8.0 brought TF32
 }
 
-// A kernel may use more than 48 KiB of shared memory only if it is told so. Once per kernel and device: it costs as
-// much time as a launch.
+// A kernel may use more than 48 KiB of shared memory only if its attribute says so. It is set once per kernel and
+// device, because setting it takes as long as a launch.
 void allow_shared_memory(const void* kernel, int bytes) {
   constexpr int kAlwaysAllowed = 48 * 1024;
   if (bytes <= kAlwaysAllowed) return;

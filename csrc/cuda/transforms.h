@@ -24,7 +24,7 @@ FftPlanCache& plan_cache(int device);
 // The transforms of one call. S is the type of the tensors and T the one computed in. Spectra are unnormalised: the map
 // applies the factors of both directions.
 //
-// The way back is one 2-D complex-to-real plan, for the map has made its input Hermitian (spectral_map.cuh).
+// The way back is one 2-D complex-to-real plan, because the map makes its input Hermitian (spectral_map.cuh).
 template <typename S, typename T>
 class Transforms {
  public:

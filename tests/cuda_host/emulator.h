@@ -31,7 +31,7 @@
 // A tensor core's product is summed in float64 and rounded once, towards zero; its operands are truncated to TF32.
 //
 // Not modelled: registers, time, caches, the memory model beyond barriers, contraction to FMA, asynchronous copies, and
-// how a tensor core rounds within a sum. `python -m benchmarks.compile_check` shows registers and spills.
+// how a tensor core rounds within a sum. `python -m benchmarks.static.compile_check` shows registers and spills.
 #pragma once
 
 #include <ucontext.h>

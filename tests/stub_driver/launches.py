@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from affnet_kernels.activations import ACTIVATIONS
 from affnet_kernels.backends import triton as backend
 from affnet_kernels.backends.triton import device, launch, launch_table
 from affnet_kernels.backends.triton.compilation import backward_job, compile_job, forward_job, warm
@@ -68,6 +69,7 @@ def main() -> None:
     report["hooks"] = hooks(calls["float32"])
     report["other_launcher"] = other_launcher()
     report["host_us"] = host_times(calls["float32"])
+    report["activations"] = compiled_activations()
     report["compiled"] = compiled_shared_memory()
     print(json.dumps(report))
 
@@ -90,6 +92,25 @@ def compiled_shared_memory() -> list[dict[str, Any]]:
                 allowed = launch_table.find_row(table, spec, 9).shared
                 rows.append({"case": f"{name} D={block} {size}x{size} {dtype}", "shared": shared, "allowed": allowed})
     return rows
+
+
+def compiled_activations() -> dict[str, bool]:
+    """Whether a kernel with that activation compiles: each that there is, and one that there is not."""
+    import triton
+
+    from tests.activation_kernel import activation_kernel
+
+    types = {"v_ptr": "*fp32", "value_ptr": "*fp32", "vjp_ptr": "*fp32", "N": "constexpr", "ACTIVATION": "constexpr"}
+    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
+    compiled = {}
+    for name in (*ACTIVATIONS, "prelu"):
+        source = triton.compiler.ASTSource(activation_kernel, types, {(3,): 128, (4,): name}, {})
+        try:
+            triton.compile(source, target=target, options=launch.FP_FUSION)
+            compiled[name] = True
+        except triton.CompilationError:
+            compiled[name] = False
+    return compiled
 
 
 def cubins() -> set[Path]:

@@ -27,9 +27,10 @@ def warm(
 ) -> int:
     """Compiles the kernels that training with `specs` launches, and launches none of them.
 
-    The first call with a new image size, number of channels, dtype or activation otherwise stops to compile: about
-    1.5 s forward and 4 s backward. The batch size does not matter. Compiled kernels are kept in Triton's cache on disk
-    (~/.triton/cache, or TRITON_CACHE_DIR), so that later processes need not compile either.
+    Otherwise the first call with a new image size, number of channels or blocks, dtype or activation compiles its
+    kernels: about 1.5 s forward and 4 s backward, at every new size of multi-scale training. The batch size does not
+    matter. Compiled kernels are kept in Triton's cache on disk (~/.triton/cache, or TRITON_CACHE_DIR), so that later
+    processes only load them.
 
     Args:
         specs: the calls to come, as `MixerSpec.of(x, w1)`, of CUDA tensors that `unsupported` has no objection to.
@@ -44,7 +45,13 @@ def warm(
     """
     if device.interpreted():
         raise RuntimeError("warm: expected Triton's compiler, got its interpreter; unset TRITON_INTERPRET")
-    jobs = {(job, spec.device) for spec in specs for job in training_jobs(spec, device.facts(spec.device).capability)}
+    jobs = set()
+    for spec in specs:
+        try:
+            capability = device.facts(spec.device).capability
+        except AssertionError as error:  # PyTorch's, where it was built without CUDA
+            raise RuntimeError(f"warm: expected a CUDA device, got {spec.device}: {error}") from error
+        jobs |= {(job, spec.device) for job in training_jobs(spec, capability)}
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # the compiler releases Python's global lock
         futures = [pool.submit(_warm_job, *job) for job in jobs]
         for done, future in enumerate(as_completed(futures), 1):

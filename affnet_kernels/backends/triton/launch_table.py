@@ -10,7 +10,7 @@ from affnet_kernels.spec import MixerSpec
 class Row(NamedTuple):
     """A launch configuration and the calls it is for: the first row of a table that fits a call is taken.
 
-    Shared memory and spills are checked by `python -m benchmarks.compile_check`; no row has been timed on a GPU yet.
+    `python -m benchmarks.static.compile_check` checks shared memory and spills; no row has been timed on a GPU yet.
     """
 
     bits: int  # of x's dtype: 16, 32, or 0 for both
@@ -27,8 +27,8 @@ class Row(NamedTuple):
     why: str
 
 
-# Forward times on an H200 at batch 64 with 8 blocks, in us, by `python -m benchmarks.predict`: three lower bounds, and
-# an estimate: twice the highest of them plus a launch.
+# Forward times on an H200 at batch 64 with 8 blocks, in us, by `python -m benchmarks.static.predict`: three lower
+# bounds, and an estimate: twice the highest of them plus a launch.
 # map         C  type        MB  GFLOP  bytes  matrix  issue   predicted  measured
 # 32x32      64  bfloat16  16.8   1.95    3.9     3.2   14.8          33  not measured on a GPU
 # 32x32      64  float32   33.6   1.95    7.8     9.5   17.8          39  not measured on a GPU

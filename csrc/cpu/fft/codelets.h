@@ -1,7 +1,8 @@
-// Discrete Fourier transforms of whole vectors as straight-line code: every lane is a transform of its own, so no step
-// shuffles lanes.
+// Discrete Fourier transforms (DFTs) of short lengths as straight-line code. Every lane of the vectors is a transform
+// of its own, so that no lanes are ever shuffled.
 //
-// All are forward, natural order in and out, unnormalised; the inverse is the same with re and im exchanged.
+// All transforms are forward and unnormalised, with inputs and outputs in natural order. Exchanging the real and
+// imaginary parts of both the inputs and the outputs makes the inverse of them.
 #pragma once
 
 #include "simd/vec.h"
@@ -10,7 +11,7 @@ namespace affnet::AFFNET_CAPABILITY {
 
 constexpr double kPi = 3.14159265358979323846;
 
-// cos(2 pi k / n) at compile time: reduced to [0, pi / 4], then a Taylor series.
+// cos(2 pi k / n) at compile time: the angle is reduced to [0, pi / 4], then a Taylor series is summed.
 constexpr double cos_turn(int k, int n) {
   const auto taylor = [](double angle, bool sine) {
     double term = sine ? angle : 1, sum = term;
@@ -51,8 +52,8 @@ AFFNET_INLINE void rotate(V& re, V& im) {
   }
 }
 
-// a - b. Zen has units for sums and others for products; transforms are mostly sums, so that every second one is made a
-// product. `one` must be opaque to the compiler.
+// a - b as a fused multiply-add. Zen cores add and multiply in different pipes, and a transform is mostly additions;
+// this moves its subtractions to the idle pipes. `one` must be opaque to the compiler, which would drop the product.
 template <typename V>
 AFFNET_INLINE V minus(V a, V b, [[maybe_unused]] V one) {
 #if defined(__FMA__)
@@ -64,7 +65,8 @@ AFFNET_INLINE V minus(V a, V b, [[maybe_unused]] V one) {
 
 constexpr int greatest_common_divisor(int a, int b) { return b == 0 ? a : greatest_common_divisor(b, a % b); }
 
-// The first factor to split n by: its power of two if it has another factor, else the smaller about-half; n if prime.
+// The factor A by which a transform of length n = A * B is split: for a power of two, 2, 4 or 8; otherwise the largest
+// power of two in n if n is even, and the smallest prime factor if it is odd.
 constexpr int first_factor(int n) {
   int power = 1;
   while (n % (2 * power) == 0) power *= 2;
@@ -76,7 +78,7 @@ constexpr int first_factor(int n) {
   return n;
 }
 
-// 0, n / 2 if n is even, 1, n - 1, 2, n - 2, ...: i and n - i follow each other.
+// Element i of the order 0, n / 2 (if n is even), 1, n - 1, 2, n - 2, ..., in which k and n - k are neighbours.
 constexpr int paired(int i, int n) {
   if (i == 0) return 0;
   if (n % 2 == 0 && i == 1) return n / 2;
@@ -84,8 +86,8 @@ constexpr int paired(int i, int n) {
   return i % 2 == 1 ? (i + 1) / 2 : n - i / 2;
 }
 
-// A transform of length A * B takes input n(a, b) and gives output k(a, b) by A transforms of length B after B of
-// length A. Coprime factors need no rotations in between (Good and Thomas), others do (Cooley and Tukey).
+// The index maps of a transform of length A * B: B transforms of length A over the inputs n(a, b), then A transforms of
+// length B to the outputs k(a, b). Coprime factors need no twiddles in between (Good-Thomas), others do (Cooley-Tukey).
 template <int A, int B>
 struct Split {
   static constexpr bool kCoprime = greatest_common_divisor(A, B) == 1;
@@ -98,7 +100,7 @@ struct Split {
   }
 };
 
-// Which output comes how manieth.
+// The order in which dft<N> produces its outputs: output k is number rank[k].
 template <int N>
 struct Order {
   int rank[N];
@@ -116,13 +118,13 @@ struct Order {
   }
 };
 
-// A transform of N vectors: in(n, re, im) sets input n, out(k, re, im) takes output k. Inputs are asked for when they
-// are needed and outputs given as soon as they are known, those at k and N - k near each other, so that few are kept
-// for later: that is in memory, for no longer transform fits the registers.
+// A transform of N vectors: in(n, re, im) sets input n, out(k, re, im) receives output k. Inputs are requested when
+// they are needed and outputs are delivered as soon as they are known, with k and N - k close to each other. Few values
+// then have to be kept for later, which matters because the longer transforms do not fit into the registers.
 template <int N, typename V, typename In, typename Out>
 AFFNET_INLINE void dft(V one, In&& in, Out&& out);
 
-// Odd prime length: cosine sums of x[n] + x[N - n] and sine sums of x[n] - x[N - n].
+// An odd prime length, by cosine sums over x[n] + x[N - n] and sine sums over x[n] - x[N - n].
 template <int N, typename V, typename In, typename Out>
 AFFNET_INLINE void dft_odd_prime(V one, In&& in, Out&& out) {
   using T = typename V::Scalar;

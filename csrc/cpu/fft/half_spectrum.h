@@ -1,24 +1,25 @@
-// The half spectrum of one channel of a tile, and back: columns, transpose, rows. See Geometry in kernel.h.
+// Planes to slots of the half spectrum and back: transforms of columns, transpose, transforms of rows. See Geometry.
 #pragma once
 
+#include "fft/thin_maps.h"
 #include "fft/vector_transforms.h"
 #include "hermitian_weight.h"
 #include "planes.h"
 
 namespace affnet::AFFNET_CAPABILITY {
 
-// Columns of x to rows of the spectrum, times 2 but for the real rows, which share a complex one.
+// Transforms the columns of x to rows of the spectrum. The complex rows come out multiplied by 2, the real ones not.
 template <int N, Access kAccess, typename T>
 __attribute__((noinline)) void columns_to_rows(const Geometry<T>& g, const Columns<const T>& x,
                                                const TransformScratch<T>& scratch) {
   using V = Vec<T>;
   const int height = N ? N : g.height;
   const ptrdiff_t part = g.row_stride;
-  for (int b = 0; b < blocks_of(g.pairs, V::kLanes); ++b) {
-    const int j = block_start(b, g.pairs, V::kLanes);
-    const ptrdiff_t offset = kAccess == Access::kWhole ? j : b * x.block_step;
-    // The first of each pair of columns is stored first: lanes of it beyond the last pair lie where the second comes to
-    // lie.
+  for (int v = 0; v < vectors_of(g.pairs, V::kLanes); ++v) {
+    const int j = vector_start(v, g.pairs, V::kLanes);
+    const ptrdiff_t offset = kAccess == Access::kWhole ? j : v * x.vector_step;
+    // The first column of each pair must be stored before the second: lanes of the first beyond the last pair land
+    // where those of the second belong.
     T* const first = scratch.rows + j;
     T* const second = first + g.pairs;
     Workspace<N, T>(scratch).transform(
@@ -42,19 +43,19 @@ __attribute__((noinline)) void columns_to_rows(const Geometry<T>& g, const Colum
   }
 }
 
-// The inverse of columns_to_rows, without its factor. x + scale * (it) goes to y; without x, the addend, to staging
-// memory.
+// The inverse of columns_to_rows without its factor: y = x + scale * inverse. Without x, as when y is staging memory,
+// y = inverse.
 template <int N, Access kAccess, typename T>
 __attribute__((noinline)) void rows_to_columns(const Geometry<T>& g, const Columns<T>& y, const Columns<const T>& x,
                                                T scale, Vec<T>& finite, const TransformScratch<T>& scratch) {
   using V = Vec<T>;
   const int height = N ? N : g.height;
   const ptrdiff_t part = g.row_stride;
-  for (int b = 0; b < blocks_of(g.pairs, V::kLanes); ++b) {
-    const int j = block_start(b, g.pairs, V::kLanes);
+  for (int v = 0; v < vectors_of(g.pairs, V::kLanes); ++v) {
+    const int j = vector_start(v, g.pairs, V::kLanes);
     const T* const first = scratch.rows + j;
     const T* const second = first + g.pairs;
-    const ptrdiff_t offset = kAccess == Access::kWhole ? j : b * y.block_step;
+    const ptrdiff_t offset = kAccess == Access::kWhole ? j : v * y.vector_step;
     const auto rows = [&](auto k, V& re, V& im, V& mirror_re, V& mirror_im) AFFNET_LAMBDA {
       if (hermitian_weight(k, height) == 1) {
         const ptrdiff_t row = k == 0 ? 0 : part;
@@ -68,7 +69,7 @@ __attribute__((noinline)) void rows_to_columns(const Geometry<T>& g, const Colum
       }
     };
     if (x.first) {
-      unroll<N>([&](auto h) AFFNET_LAMBDA {  // the last stores would wait for memory one by one
+      unroll<N>([&](auto h) AFFNET_LAMBDA {  // else the stores at the end would wait for memory one by one
         __builtin_prefetch(y.first + h * y.stride + offset, 1, 3);
         __builtin_prefetch(y.second + h * y.stride + offset, 1, 3);
       });
@@ -82,14 +83,15 @@ __attribute__((noinline)) void rows_to_columns(const Geometry<T>& g, const Colum
       });
     } else {
       Workspace<N, T>(scratch).inverse(g.column_fft, rows, [&](auto h, V re, V im) AFFNET_LAMBDA {
-        (re * scale).store(y.first + h * y.stride + offset);
-        (im * scale).store(y.second + h * y.stride + offset);
+        re.store(y.first + h * y.stride + offset);
+        im.store(y.second + h * y.stride + offset);
       });
     }
   }
 }
 
-// Rows to slots. `weighted`: half the hermitian weight is multiplied in, 1 for inner columns, 1/2 for DC and Nyquist.
+// Transforms rows of the spectrum to slots. If `weighted`, slots are multiplied by half their hermitian weight: 1 in
+// inner columns, 1/2 in the DC and Nyquist columns.
 template <int N, typename T>
 __attribute__((noinline)) void rows_to_slots(const Geometry<T>& g, T* slots, bool weighted,
                                              const TransformScratch<T>& scratch) {
@@ -98,8 +100,8 @@ __attribute__((noinline)) void rows_to_slots(const Geometry<T>& g, T* slots, boo
   const V edge(weighted ? T(0.5) : T(1));
   const ptrdiff_t rows = g.rows, part = g.slot_stride;
   const int count = g.rows < V::kLanes ? g.rows : V::kLanes;
-  for (int b = 0; b < blocks_of(g.rows, V::kLanes); ++b) {
-    const int row = block_start(b, g.rows, V::kLanes);
+  for (int v = 0; v < vectors_of(g.rows, V::kLanes); ++v) {
+    const int row = vector_start(v, g.rows, V::kLanes);
     const Mask<T> shared = V::load(g.row_shared + row) > V(T(0));
     Buffer<N, T> z(scratch);
     gather_rows<N>(z.re, scratch.rows, g.row_re + row, width);
@@ -122,8 +124,8 @@ __attribute__((noinline)) void rows_to_slots(const Geometry<T>& g, T* slots, boo
   V(T(0)).store(slots + g.slots + part);
 }
 
-// Slots to rows. DC and Nyquist columns: the mean of Y(kh) and conj Y(-kh), whose inverse along the height is the real
-// part of that of Y. `weighted` slots already hold half of each.
+// The inverse of rows_to_slots. In the DC and Nyquist columns it takes the mean of Y(kh) and conj Y(-kh), whose inverse
+// transform along the height is the real part of the inverse of Y; weighted slots already hold half of each.
 template <int N, typename T>
 __attribute__((noinline)) void slots_to_rows(const Geometry<T>& g, const T* slots, bool weighted,
                                              const TransformScratch<T>& scratch) {
@@ -132,8 +134,8 @@ __attribute__((noinline)) void slots_to_rows(const Geometry<T>& g, const T* slot
   const V edge(weighted ? T(1) : T(0.5)), edge_shared(weighted ? T(2) : T(1));
   const ptrdiff_t rows = g.rows, part = g.slot_stride;
   const int count = g.rows < V::kLanes ? g.rows : V::kLanes;
-  for (int b = 0; b < blocks_of(g.rows, V::kLanes); ++b) {
-    const int row = block_start(b, g.rows, V::kLanes);
+  for (int v = 0; v < vectors_of(g.rows, V::kLanes); ++v) {
+    const int row = vector_start(v, g.rows, V::kLanes);
     const Mask<T> shared = V::load(g.row_shared + row) > V(T(0));
     Buffer<N, T> z(scratch);
     Workspace<N, T>(scratch).inverse(
@@ -156,29 +158,14 @@ __attribute__((noinline)) void slots_to_rows(const Geometry<T>& g, const T* slot
   }
 }
 
-// Calls f with the length as a compile-time constant where there is straight-line code for it, else with 0: the lengths
-// of the networks' maps at 224, 256 and 320 pixels.
+// Calls f with the length as a compile-time constant if it has straight-line code, else with 0.
 template <typename T, typename F>
 AFFNET_INLINE void with_length(int length, F&& f) {
   if constexpr (sizeof(T) == 4 && kVecBytes >= 32) {
-    switch (length) {
-      case 7:
-        return f(std::integral_constant<int, 7>{});
-      case 8:
-        return f(std::integral_constant<int, 8>{});
-      case 10:
-        return f(std::integral_constant<int, 10>{});
-      case 14:
-        return f(std::integral_constant<int, 14>{});
-      case 16:
-        return f(std::integral_constant<int, 16>{});
-      case 20:
-        return f(std::integral_constant<int, 20>{});
-      case 28:
-        return f(std::integral_constant<int, 28>{});
-      case 32:
-        return f(std::integral_constant<int, 32>{});
-    }
+    const bool is_straight = [&]<size_t... I>(std::index_sequence<I...>) AFFNET_LAMBDA {
+      return ((length == kStraightLengths[I] && (f(std::integral_constant<int, kStraightLengths[I]>{}), true)) || ...);
+    }(std::make_index_sequence<sizeof(kStraightLengths) / sizeof(kStraightLengths[0])>{});
+    if (is_straight) return;
   }
   f(std::integral_constant<int, 0>{});
 }
@@ -196,33 +183,61 @@ AFFNET_INLINE void with_access(Access access, F&& f) {
   }
 }
 
-// The slots of one channel: [2, slot_stride] of which `slots` are filled and kLanes zeros follow.
+// Calls f(c) for the first channel of each chunk of g.channels channels of a block. The last chunk may overlap the one
+// before it; the channels in both are then computed twice, with the same result.
+template <typename T, typename F>
+AFFNET_INLINE void each_channel_chunk(const Geometry<T>& g, int size, F&& f) {
+  for (int i = 0; i < vectors_of(size, g.channels); ++i) f(vector_start(i, size, g.channels));
+}
+
+// Computes the slots of g.channels channels, [2, slot_stride] each: g.slots of them, followed by kLanes zeros.
 template <typename T>
 void to_spectrum(const Geometry<T>& g, const Planes<const void>& x, T* slots, bool weighted,
                  const TransformScratch<T>& scratch) {
-  Columns<const T> columns = direct_columns<const T>(g, x);
-  if (!columns.first) columns = staged(g, x, scratch.staging);
-  with_length<T>(g.height, [&](auto n) AFFNET_LAMBDA {
-    with_access(columns.access, [&](auto access) AFFNET_LAMBDA { columns_to_rows<n, access()>(g, columns, scratch); });
-  });
-  if (g.height % 2 != 0 && g.images == 1) {
-    for (int i = 0; i < g.row_stride; ++i) scratch.rows[g.row_stride + i] = 0;  // what the lone row 0 is paired with
+  if (g.runs && g.height == 1) {  // a row of the map is its own transform along the height
+    stage(g, x, scratch.rows);
+  } else if (g.long_column_fft.length > 0) {
+    stage(g, x, scratch.staging);
+    long_columns_to_rows(g, scratch);
+  } else {
+    Columns<const T> columns = direct_columns<const T>(g, x);
+    if (!columns.first) {
+      stage(g, x, scratch.staging);
+      columns = staged_columns<const T>(g, scratch.staging);
+    }
+    with_length<T>(g.height, [&](auto n) AFFNET_LAMBDA {
+      with_access(columns.access,
+                  [&](auto access) AFFNET_LAMBDA { columns_to_rows<n, access()>(g, columns, scratch); });
+    });
   }
+  if (g.height % 2 != 0 && g.planes() % 2 != 0) {
+    for (int i = 0; i < g.row_stride; ++i) scratch.rows[g.row_stride + i] = 0;  // the partner of the lone row 0
+  }
+  if (g.runs) return rows_to_runs(g, scratch.rows, slots, weighted, scratch);
   with_length<T>(g.width, [&](auto n) AFFNET_LAMBDA { rows_to_slots<n>(g, slots, weighted, scratch); });
 }
 
-// out = x + scale * inverse(slots); a NaN in a lane of `finite` afterwards: something in out is not finite.
+// out = x + scale * inverse(slots). If any value of `out` is not finite, some lane of `finite` is NaN afterwards.
 template <typename T>
 void from_spectrum(const Geometry<T>& g, const T* slots, const Planes<const void>& x, const Planes<void>& out, T scale,
                    bool weighted, Vec<T>& finite, const TransformScratch<T>& scratch) {
-  with_length<T>(g.width, [&](auto n) AFFNET_LAMBDA { slots_to_rows<n>(g, slots, weighted, scratch); });
+  if (g.runs) {
+    runs_to_rows(g, slots, scratch.rows, weighted, scratch);
+  } else {
+    with_length<T>(g.width, [&](auto n) AFFNET_LAMBDA { slots_to_rows<n>(g, slots, weighted, scratch); });
+  }
+  if (g.runs && g.height == 1) return store_staged(g, scratch.rows, x, out, scale, finite);
+  if (g.long_column_fft.length > 0) {
+    rows_to_long_columns(g, scratch);
+    return store_staged(g, scratch.staging, x, out, scale, finite);
+  }
   const Columns<const T> addend = direct_columns<const T>(g, x);
   const Columns<T> y = addend.first ? direct_columns<T>(g, out) : staged_columns(g, scratch.staging);
   with_length<T>(g.height, [&](auto n) AFFNET_LAMBDA {
     with_access(y.access,
                 [&](auto access) AFFNET_LAMBDA { rows_to_columns<n, access()>(g, y, addend, scale, finite, scratch); });
   });
-  if (!addend.first) store_staged(g, scratch.staging, x, out, finite);
+  if (!addend.first) store_staged(g, scratch.staging, x, out, scale, finite);
 }
 
 }  // namespace affnet::AFFNET_CAPABILITY

@@ -1,4 +1,4 @@
-// Where a vector of columns or rows is transformed, and how rows get there and back.
+// Transforms of a vector of columns or rows, each in a lane, and the transposes that bring rows into lanes and back.
 #pragma once
 
 #include "fft/stockham.h"
@@ -8,12 +8,13 @@ namespace affnet::AFFNET_CAPABILITY {
 
 template <typename T>
 struct TransformScratch {
-  T* staging;  // [height, staging_stride]
-  T* rows;     // [(height + 1) / 2, 2, row_stride]
-  Vec<T>* fft[4];
+  T* staging;       // [height, staging_stride]
+  T* rows;          // [(height + 1) / 2, 2, row_stride]
+  T* long_signals;  // [3, 2, long_buffer]
+  Vec<T>* fft[4];   // real and imaginary parts of the two buffers of a transform
 };
 
-// f(0) .. f(count - 1), unrolled where the count N is known at compile time (N > 0).
+// Calls f(0) ... f(count - 1); unrolled if N > 0, which is then the count.
 template <int N, typename F>
 AFFNET_INLINE void loop(int count, F&& f) {
   if constexpr (N > 0) {
@@ -23,16 +24,16 @@ AFFNET_INLINE void loop(int count, F&& f) {
   }
 }
 
-// Transforms of N vectors; N = 0: of any length, in scratch memory. Where both sides are spectra of real signals their
-// frequencies k and N - k are dealt with together: pair(k, ...) is called for 0 <= k <= N / 2, with references to both,
-// which are the same for k = 0 and k = N / 2.
+// Transforms N vectors in registers, or for N = 0 as many as the plan says in scratch memory. The frequencies k and N -
+// k of a packed pair of real signals belong together, so the spectrum is passed in such pairs: pair(k, ...) is called
+// for 0 <= k <= N / 2 with references to both, which are the same element for k = 0 and k = N / 2.
 template <int N, typename T>
 struct Workspace {
   using V = Vec<T>;
   const V one = pinned(V(T(1)));
   AFFNET_INLINE explicit Workspace(const TransformScratch<T>&) {}
 
-  // in(n, re, im) sets an input.
+  // in(n, re, im) sets input n.
   template <typename In, typename Pair>
   AFFNET_INLINE void transform(const FftPlan<T>&, In&& in, Pair&& pair) {
     constexpr Order<N> order;
@@ -46,7 +47,7 @@ struct Workspace {
     });
   }
 
-  // out(k, re, im) takes an output.
+  // out(k, re, im) receives output k.
   template <typename Pair, typename Out>
   AFFNET_INLINE void inverse(const FftPlan<T>&, Pair&& pair, Out&& out) {
     dft<N>(
@@ -93,7 +94,7 @@ struct Workspace<0, T> {
   }
 };
 
-// N complex vectors; N = 0: the workspace's.
+// N complex vectors; for N = 0, those of the workspace.
 template <int N, typename T>
 struct Buffer {
   Vec<T> re[N], im[N];
@@ -105,64 +106,65 @@ struct Buffer<0, T> {
   explicit Buffer(const TransformScratch<T>& scratch) : re(scratch.fft[0]), im(scratch.fft[1]) {}
 };
 
-// Where block `i` of `lanes` starts among `count` lanes: the last block is moved back to end with them, and repeats
-// some of the one before; fewer lanes than a block start at 0.
-AFFNET_INLINE constexpr int block_start(int i, int count, int lanes) {
+// Where vector i starts when `count` elements are processed `lanes` at a time. The last vector is moved back to end
+// with the last element, and so repeats some of the vector before it; fewer elements than lanes start at 0.
+AFFNET_INLINE constexpr int vector_start(int i, int count, int lanes) {
   const int start = i * lanes;
   return start + lanes <= count || count <= lanes ? start : count - lanes;
 }
-AFFNET_INLINE constexpr int blocks_of(int count, int lanes) { return (count + lanes - 1) / lanes; }
+AFFNET_INLINE constexpr int vectors_of(int count, int lanes) { return (count + lanes - 1) / lanes; }
 
-// Whether rows take so little of a vector that two are transposed as one.
+// Whether rows are so short that one vector holds two of them in a transpose.
 template <typename T>
 constexpr bool is_narrow(int width) {
   return kHasHalves && Vec<T>::kLanes == 16 && width > 4 && width <= 8;
 }
 
-// `lanes` rows from `row` on, transposed: z[w] gets element w of each.
+// Transposes kLanes rows into vectors: lane l of z[w] becomes element w of the row at offsets[l].
 template <int N, typename T>
 AFFNET_INLINE void gather_rows(Vec<T>* z, const T* rows, const int* offsets, int width) {
   using V = Vec<T>;
   constexpr int L = V::kLanes;
   if constexpr (is_narrow<T>(N)) {
-    V block[8];
-    unroll<8>([&](auto l) AFFNET_LAMBDA { block[l] = load_halves(rows + offsets[l], rows + offsets[l + 8]); });
-    transpose_halves(block);
-    unroll<N>([&](auto w) AFFNET_LAMBDA { z[w] = block[w]; });
+    V pairs[8];
+    unroll<8>([&](auto l) AFFNET_LAMBDA { pairs[l] = load_halves(rows + offsets[l], rows + offsets[l + 8]); });
+    transpose_halves(pairs);
+    unroll<N>([&](auto w) AFFNET_LAMBDA { z[w] = pairs[w]; });
     return;
   }
-  loop<N ? blocks_of(N, L) : 0>(blocks_of(width, L), [&](auto b) AFFNET_LAMBDA {
-    const int w = block_start(b, width, L);
-    V block[L];
-    unroll<L>([&](auto l) AFFNET_LAMBDA { block[l] = V::load(rows + offsets[l] + w); });
-    transpose(block);
+  loop<N ? vectors_of(N, L) : 0>(vectors_of(width, L), [&](auto i) AFFNET_LAMBDA {
+    const int w = vector_start(i, width, L);
+    V square[L];
+    unroll<L>([&](auto l) AFFNET_LAMBDA { square[l] = V::load(rows + offsets[l] + w); });
+    transpose(square);
     unroll<L>([&](auto l) AFFNET_LAMBDA {
-      if (w + l < width) z[w + l] = block[l];
+      if (w + l < width) z[w + l] = square[l];
     });
   });
 }
 
+// The inverse of gather_rows, for the first `count` rows.
 template <int N, typename T>
 AFFNET_INLINE void scatter_rows(const Vec<T>* z, T* rows, const int* offsets, int count, int width) {
   using V = Vec<T>;
   constexpr int L = V::kLanes;
   if constexpr (is_narrow<T>(N)) {
-    V block[8];
-    unroll<8>([&](auto w) AFFNET_LAMBDA { block[w] = z[w < N ? w : N - 1]; });
-    transpose_halves(block);
-    unroll<8>([&](auto l) AFFNET_LAMBDA {  // what is beyond the width is beyond the last column or in the pitch
-      if (l < count) store_low_half(block[l], rows + offsets[l]);
-      if (l + 8 < count) store_high_half(block[l], rows + offsets[l + 8]);
+    V pairs[8];
+    unroll<8>([&](auto w) AFFNET_LAMBDA { pairs[w] = z[w < N ? w : N - 1]; });
+    transpose_halves(pairs);
+    unroll<8>([&](auto l) AFFNET_LAMBDA {  // elements beyond the width fall beyond the last column or into the pitch
+      if (l < count) store_low_half(pairs[l], rows + offsets[l]);
+      if (l + 8 < count) store_high_half(pairs[l], rows + offsets[l + 8]);
     });
     return;
   }
-  loop<N ? blocks_of(N, L) : 0>(blocks_of(width, L), [&](auto b) AFFNET_LAMBDA {
-    const int w = block_start(b, width, L);
-    V block[L];
-    unroll<L>([&](auto l) AFFNET_LAMBDA { block[l] = w + l < width ? z[w + l] : V(T(0)); });
-    transpose(block);
+  loop<N ? vectors_of(N, L) : 0>(vectors_of(width, L), [&](auto i) AFFNET_LAMBDA {
+    const int w = vector_start(i, width, L);
+    V square[L];
+    unroll<L>([&](auto l) AFFNET_LAMBDA { square[l] = w + l < width ? z[w + l] : V(T(0)); });
+    transpose(square);
     const auto store = [&](auto l)
-                           AFFNET_LAMBDA { store_first(block[l], rows + offsets[l] + w, width < L ? width : L); };
+                           AFFNET_LAMBDA { store_first(square[l], rows + offsets[l] + w, width < L ? width : L); };
     if (count == L) {
       unroll<L>(store);
     } else {

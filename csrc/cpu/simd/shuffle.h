@@ -1,12 +1,12 @@
-// What takes lanes from one place to another: transposes, and sums over lanes.
+// Operations across lanes: transposes of vectors, and sums over the lanes of several vectors.
 #pragma once
 
 #include "simd/vec.h"
 
 namespace affnet::AFFNET_CAPABILITY {
 
-// One round of a transpose: of lanes l and l ^ S, a gives both to the first result where bit S of l is clear, b to the
-// second.
+// One round of a transpose: exchanges the lanes of a in which bit S of the lane number is set with the lanes of b in
+// which it is clear.
 template <int S, typename T>
 AFFNET_INLINE void interleave(Vec<T>& a, Vec<T>& b) {
   using V = Vec<T>;
@@ -18,8 +18,10 @@ AFFNET_INLINE void interleave(Vec<T>& a, Vec<T>& b) {
   }(std::make_integer_sequence<int, V::kLanes>{});
 }
 
-// Shuffles that take one instruction without a table of indices, for 16 lanes. In each quarter, groups of S lanes of
-// a's and b's low (kHigh = 0) or high half in turn:
+// The next two shuffles of 16 lanes are single instructions that need no table of indices. A quarter is four lanes.
+//
+// In each quarter, groups of S lanes alternately from a and b, taken from the lower (kHigh = 0) or upper half of their
+// quarter.
 template <int S, int kHigh, typename T>
 AFFNET_INLINE Vec<T> zip_quarters(Vec<T> a, Vec<T> b) {
   return [&]<int... L>(std::integer_sequence<int, L...>) AFFNET_LAMBDA {
@@ -27,7 +29,7 @@ AFFNET_INLINE Vec<T> zip_quarters(Vec<T> a, Vec<T> b) {
                                           (L % 4 / S % 2 * 16 + L / 4 * 4 + L % 4 / S / 2 * S + L % S + 2 * kHigh)...));
   }(std::make_integer_sequence<int, 16>{});
 }
-// The even (kOdd = 0) or odd quarters of a, then of b.
+// The even (kOdd = 0) or odd quarters of a, followed by those of b.
 template <int kOdd, typename T>
 AFFNET_INLINE Vec<T> alternate_quarters(Vec<T> a, Vec<T> b) {
   return [&]<int... L>(std::integer_sequence<int, L...>) AFFNET_LAMBDA {
@@ -35,9 +37,9 @@ AFFNET_INLINE Vec<T> alternate_quarters(Vec<T> a, Vec<T> b) {
   }(std::make_integer_sequence<int, 16>{});
 }
 
-// rows[i] lane j <-> rows[j] lane i.
+// Transposes each quarter of four vectors, as a 4 x 4 matrix.
 template <typename T>
-AFFNET_INLINE void transpose_quads(Vec<T>* r) {  // each quarter of four vectors
+AFFNET_INLINE void transpose_quads(Vec<T>* r) {
   const Vec<T> a = zip_quarters<1, 0>(r[0], r[1]), b = zip_quarters<1, 1>(r[0], r[1]);
   const Vec<T> c = zip_quarters<1, 0>(r[2], r[3]), d = zip_quarters<1, 1>(r[2], r[3]);
   r[0] = zip_quarters<2, 0>(a, c), r[1] = zip_quarters<2, 1>(a, c);
@@ -47,7 +49,7 @@ template <typename T>
 AFFNET_INLINE void transpose_16(Vec<T>* rows) {
   using V = Vec<T>;
   unroll<4>([&](auto i) AFFNET_LAMBDA { transpose_quads(rows + 4 * i); });
-  unroll<4>([&](auto j) AFFNET_LAMBDA {  // the quarters
+  unroll<4>([&](auto j) AFFNET_LAMBDA {  // now the 4 x 4 matrix of quarters
     V* const r = rows + j;
     const V a = alternate_quarters<0>(r[0], r[4]), b = alternate_quarters<1>(r[0], r[4]);
     const V c = alternate_quarters<0>(r[8], r[12]), d = alternate_quarters<1>(r[8], r[12]);
@@ -55,6 +57,7 @@ AFFNET_INLINE void transpose_16(Vec<T>* rows) {
     r[4] = alternate_quarters<0>(b, d), r[12] = alternate_quarters<1>(b, d);
   });
 }
+// Lane j of rows[i] becomes lane i of rows[j].
 template <typename T, int S = Vec<T>::kLanes / 2>
 AFFNET_INLINE void transpose(Vec<T>* rows) {
   if constexpr (Vec<T>::kLanes == 16) return transpose_16(rows);
@@ -64,14 +67,14 @@ AFFNET_INLINE void transpose(Vec<T>* rows) {
   if constexpr (S > 1) transpose<T, S / 2>(rows);
 }
 
-// The same for 16 rows of 8 elements, rows i and i + 8 in the halves of vectors[i], which becomes column i; and back.
+// Transposes 16 rows of 8 elements: vectors[i] holds rows i and i + 8 in its halves before, column i after. Applied a
+// second time it restores the rows.
 template <typename T>
 AFFNET_INLINE void transpose_halves(Vec<T>* vectors) {
   transpose_quads(vectors), transpose_quads(vectors + 4);
   unroll<4>([&](auto j) AFFNET_LAMBDA { interleave<4>(vectors[j], vectors[j + 4]); });
 }
 
-// Lane i of the answer is the sum over the lanes of rows[i]; rows is overwritten.
 template <typename T>
 AFFNET_INLINE Vec<T> sum_lanes_16(Vec<T>* rows) {
   const auto halve = [&](auto count, auto low, auto high) AFFNET_LAMBDA {
@@ -85,6 +88,7 @@ AFFNET_INLINE Vec<T> sum_lanes_16(Vec<T>* rows) {
   halve(std::integral_constant<int, 1>{}, alternate_quarters<0, T>, alternate_quarters<1, T>);
   return rows[0];
 }
+// Lane i of the result is the sum over the lanes of rows[i]. Overwrites `rows`.
 template <typename T, int S = Vec<T>::kLanes / 2>
 AFFNET_INLINE Vec<T> sum_lanes(Vec<T>* rows) {
   if constexpr (Vec<T>::kLanes == 16) return sum_lanes_16(rows);
