@@ -1,8 +1,9 @@
 // The activations of the mask and soft-shrink, with their derivatives, on host and device, free of torch. `T` is float,
-// double, or a SIMD vector of them that has the same operators, `select`, `exp_`, `erf_` and `tanh_`.
+// double, or a SIMD vector of them that has the same operators, `select`, `clamp`, `max_with_zero`, `exp_`, `erf_` and
+// `tanh_`.
 //
-// To add an activation: a line in AFFNET_ACTIVATIONS and a branch in each of `activate` and `activate_vjp`. A missing
-// branch does not compile.
+// To add an activation: a line in AFFNET_ACTIVATIONS and a branch in each of `activate` and `activate_with_derivative`.
+// A missing branch does not compile.
 #pragma once
 
 #include <cmath>
@@ -10,7 +11,7 @@
 
 #include "host_device.h"
 
-// X(name in Python, enumerator). The one list of the C++ and CUDA code.
+// X(name in Python, enumerator): the one list of the C++ and CUDA code, in the order of Python's.
 #define AFFNET_ACTIVATIONS(X) \
   X("relu", kRelu) X("silu", kSilu) X("gelu", kGelu) X("tanh", kTanh) X("identity", kIdentity)
 
@@ -41,21 +42,26 @@ AFFNET_HD float exp_(float v) { return std::exp(v); }
 AFFNET_HD double exp_(double v) { return std::exp(v); }
 AFFNET_HD float erf_(float v) { return std::erf(v); }
 AFFNET_HD double erf_(double v) { return std::erf(v); }
+// v between -limit and limit; a NaN stays one.
+AFFNET_HD float clamp(float v, float limit) { return v > limit ? limit : v < -limit ? -limit : v; }
+AFFNET_HD double clamp(double v, double limit) { return v > limit ? limit : v < -limit ? -limit : v; }
+AFFNET_HD float max_with_zero(float v) { return v < 0 ? 0 : v; }
+AFFNET_HD double max_with_zero(double v) { return v < 0 ? 0 : v; }
 AFFNET_HD float tanh_(float v) { return std::tanh(v); }
 AFFNET_HD double tanh_(double v) { return std::tanh(v); }
 
 template <Activation>
 inline constexpr bool kNoSuchActivation = false;
 
-// act(v). A NaN stays one: the comparison keeps v unless it is known to be negative.
+// act(v). A NaN stays one.
 template <Activation kActivation, typename T>
 AFFNET_HD T activate(T v) {
   if constexpr (kActivation == Activation::kRelu) {
-    return select(v < T(0), T(0), v);
+    return max_with_zero(v);
   } else if constexpr (kActivation == Activation::kSilu) {
     return v / (T(1) + exp_(-v));
   } else if constexpr (kActivation == Activation::kGelu) {
-    return T(0.5) * v * (T(1) + erf_(v * T(0.70710678118654752440)));
+    return v * (T(0.5) + T(0.5) * erf_(v * T(0.70710678118654752440)));
   } else if constexpr (kActivation == Activation::kTanh) {
     return tanh_(v);
   } else if constexpr (kActivation == Activation::kIdentity) {
@@ -65,33 +71,43 @@ AFFNET_HD T activate(T v) {
   }
 }
 
-// d * act'(v).
+template <typename T>
+struct ValueAndDerivative {
+  T value, derivative;
+};
+
+// act(v) and act'(v), which share most of their work.
 template <Activation kActivation, typename T>
-AFFNET_HD T activate_vjp(T d, T v) {
+AFFNET_HD ValueAndDerivative<T> activate_with_derivative(T v) {
   if constexpr (kActivation == Activation::kRelu) {
-    return d * select(v <= T(0), T(0), T(1));
+    return {activate<kActivation>(v), select(v <= T(0), T(0), T(1))};
   } else if constexpr (kActivation == Activation::kSilu) {
-    const T s = T(1) / (T(1) + exp_(-v));
-    return d * (s * (T(1) + v * (T(1) - s)));
+    const T s = T(1) / (T(1) + exp_(-v)), value = v * s;
+    return {value, s + (value - value * s)};
   } else if constexpr (kActivation == Activation::kGelu) {
-    const T cdf = T(0.5) * (T(1) + erf_(v * T(0.70710678118654752440)));
+    const T cdf = T(0.5) + T(0.5) * erf_(v * T(0.70710678118654752440));
     const T pdf = exp_(T(-0.5) * v * v) * T(0.39894228040143267794);
-    return d * (cdf + v * pdf);
+    return {v * cdf, cdf + v * pdf};
   } else if constexpr (kActivation == Activation::kTanh) {
     const T t = tanh_(v);
-    return d * (T(1) - t * t);
+    return {t, T(1) - t * t};
   } else if constexpr (kActivation == Activation::kIdentity) {
-    return d;
+    return {v, T(1)};
   } else {
-    static_assert(kNoSuchActivation<kActivation>, "activate_vjp: an activation without a branch here");
+    static_assert(kNoSuchActivation<kActivation>, "activate_with_derivative: an activation without a branch here");
   }
 }
 
-// v moved towards zero by lambda, and zero within it: v - clamp(v, -lambda, lambda).
-template <typename T>
-AFFNET_HD T soft_shrink(T v, T lambda) {
-  const T capped = select(v > lambda, lambda, v);
-  return v - select(capped < -lambda, -lambda, capped);
+// d * act'(v).
+template <Activation kActivation, typename T>
+AFFNET_HD T activate_vjp(T d, T v) {
+  return d * activate_with_derivative<kActivation>(v).derivative;
+}
+
+// v moved towards zero by lambda >= 0, and zero within it.
+template <typename T, typename Scalar>
+AFFNET_HD T soft_shrink(T v, Scalar lambda) {
+  return v - clamp(v, lambda);
 }
 
 // d where soft_shrink lets v through, which includes a NaN.

@@ -3,6 +3,7 @@
 #include <torch/extension.h>
 #include <torch/library.h>
 
+#include "activations.h"
 #include "cpu/capability.h"
 #include "cuda/limits.h"
 #include "eager.h"
@@ -44,6 +45,13 @@ pybind11::dict build_info() {
   info["cuda"] = pybind11::none();
 #endif
   return info;
+}
+
+// The names of the activations that the kernels know, in the order of their enumerators.
+std::vector<std::string> activations() {
+#define AFFNET_NAME(name, enumerator) name,
+  return {AFFNET_ACTIVATIONS(AFFNET_NAME)};
+#undef AFFNET_NAME
 }
 
 // The sizes that the CUDA kernels take, known without CUDA.
@@ -96,6 +104,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("native_backward", &affnet::native_backward, ReleaseGil(), "torch.ops.affnet_kernels.native_backward.");
   m.def("cuda_limits", &cuda_limits,
         "The most channels of a block and elements of a plane that the CUDA kernels take.");
+  m.def("activations", &activations, "The names of the activations, in the order of their enumerators in C++.");
   m.def("cpu_capability", &affnet::cpu_capability, "The instruction set whose variant of the CPU kernel runs here.");
 #ifdef AFFNET_WITH_CUDA
   define_cuda_controls(m);

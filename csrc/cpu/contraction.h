@@ -1,7 +1,8 @@
-// Complex contractions over the channels of a block, one vector of frequencies at a time, and over the frequencies.
+// Complex contractions over the channels of a block, one vector of slots at a time, and the outer products over the
+// slots that are the gradients of their weights.
 //
 // A complex product takes three real ones: with t = w_re * (x_re + x_im), its parts are t - x_im * (w_re + w_im) and
-// t + x_re * (w_im - w_re). The sums and differences of a weight are made once for a block, those of x on the way.
+// t + x_re * (w_im - w_re). The sums and differences of the weights are computed once per block, those of x as needed.
 #pragma once
 
 #include "planes.h"
@@ -18,60 +19,137 @@ struct Channels {
   AFFNET_INLINE Channels operator+(ptrdiff_t offset) const { return {re + offset, im + offset, stride}; }
 };
 
-// A layer's weight [inputs, outputs] as three matrices: w_re, w_im - w_re, w_re + w_im.
-template <typename T>
-struct Weight {
-  T* re;
-  T* difference;
-  T* sum;
-  int inputs, outputs;
-};
+// Calls f with count, 1 .. kMost, as a compile-time constant.
+template <int kMost, typename F>
+AFFNET_INLINE void with_count(int count, F&& f) {
+  if constexpr (kMost > 1) {
+    if (count < kMost) return with_count<kMost - 1>(count, f);
+  }
+  f(std::integral_constant<int, kMost>{});
+}
 
-template <typename T>
-void prepare_weight(Weight<T> to, const T* re, const T* im, T scale) {
-  const int count = to.inputs * to.outputs;
-  for (int i = 0; i < count; ++i) {
-    to.re[i] = re[i] * scale;
-    to.difference[i] = (im[i] - re[i]) * scale;
-    to.sum[i] = (im[i] + re[i]) * scale;
+// Splits `count` items into as few chunks of at most kMost items as possible, of sizes that differ by at most one, and
+// calls f(first item, size) for each; the size is a compile-time constant.
+template <int kMost, typename F>
+AFFNET_INLINE void each_chunk(int count, F&& f) {
+  const int chunks = (count + kMost - 1) / kMost;
+  int first = 0;
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const int size = (count - first + chunks - chunk - 1) / (chunks - chunk);
+    with_count<kMost>(size, [&](auto n) AFFNET_LAMBDA { f(first, n); });
+    first += size;
   }
 }
 
+// A layer's weight in the order in which `contract` reads it: for each chunk of N outputs and each input, the N values
+// of w_re, then of w_im - w_re, then of w_re + w_im.
 template <typename T>
-struct Bias {  // [outputs]
+struct PackedWeight {
+  T* data;  // [3 * inputs * outputs]
+  int inputs, outputs;
+};
+
+// Packs the weights between one input and N outputs, whose real and imaginary parts are at re and im.
+template <int N, typename T>
+AFFNET_INLINE void pack_input(const T* __restrict re, const T* __restrict im, T scale, T* __restrict p) {
+  using V = Vec<T>;
+  if constexpr (kHasMasks) {
+    const V w_re = load_first(re, N) * scale, w_im = load_first(im, N) * scale;
+    store_first(w_re, p, N), store_first(w_im - w_re, p + N, N), store_first(w_re + w_im, p + 2 * N, N);
+  } else {
+    for (int o = 0; o < N; ++o) {
+      const T w_re = re[o] * scale, w_im = im[o] * scale;
+      p[o] = w_re, p[N + o] = w_im - w_re, p[2 * N + o] = w_re + w_im;
+    }
+  }
+}
+
+// Packs scale * w.
+template <typename T>
+void pack_weight(PackedWeight<T> to,
+                 const T* re,  // [inputs, outputs]
+                 const T* im, T scale) {
+  each_chunk<kChunkOutputs>(to.outputs, [&](int first, auto n) {
+    T* p = to.data + ptrdiff_t{3} * first * to.inputs;
+    for (ptrdiff_t i = 0; i < to.inputs; ++i, p += 3 * n) {
+      pack_input<n>(re + i * to.outputs + first, im + i * to.outputs + first, scale, p);
+    }
+  });
+}
+
+// Packs scale * conj(w)^T, the weight of the adjoint layer.
+template <typename T>
+void pack_adjoint_weight(PackedWeight<T> to,
+                         const T* re,  // [outputs, inputs]
+                         const T* im, T scale) {
+  using V = Vec<T>;
+  each_chunk<kChunkOutputs>(to.outputs, [&](int first, auto n) {
+    T* p = to.data + ptrdiff_t{3} * first * to.inputs;
+    const T* const re_rows = re + ptrdiff_t{first} * to.inputs;
+    const T* const im_rows = im + ptrdiff_t{first} * to.inputs;
+    int i = 0;
+#if defined(__AVX512F__)
+    if constexpr (V::kLanes == 16 && n == 8) {
+      for (; i + 16 <= to.inputs; i += 16, p += 16 * 3 * n) {
+        V parts[3][8];
+        unroll<8>([&](auto o) AFFNET_LAMBDA {
+          const V w_re = V::load(re_rows + ptrdiff_t{o} * to.inputs + i) * scale;
+          const V w_im = V::load(im_rows + ptrdiff_t{o} * to.inputs + i) * -scale;
+          parts[0][o] = w_re, parts[1][o] = w_im - w_re, parts[2][o] = w_re + w_im;
+        });
+        unroll<3>([&](auto part) AFFNET_LAMBDA {
+          transpose_halves(parts[part]);
+          unroll<8>([&](auto j) AFFNET_LAMBDA {
+            store_low_half(parts[part][j], p + j * 24 + part * 8);
+            store_high_half(parts[part][j], p + (j + 8) * 24 + part * 8);
+          });
+        });
+      }
+    }
+#endif
+    for (; i < to.inputs; ++i, p += 3 * n) {
+      constexpr int kSize = n < V::kLanes ? V::kLanes : n;
+      T column_re[kSize], column_im[kSize];
+      for (ptrdiff_t o = 0; o < n; ++o) column_re[o] = re_rows[o * to.inputs + i];
+      for (ptrdiff_t o = 0; o < n; ++o) column_im[o] = -im_rows[o * to.inputs + i];
+      pack_input<n>(column_re, column_im, scale, p);
+    }
+  });
+}
+
+// A layer's bias [outputs]; null pointers stand for zeros.
+template <typename T>
+struct Bias {
   const T* re;
   const T* im;
 };
 
-// w^T x + b, or conj(w) x.
-enum class Product { kForward, kAdjoint };
-
-// N outputs from `first` on. finish(o, v, re, im) is told output o for the vector of frequencies that starts at v: what
-// becomes of it happens here, in registers, for each trip through memory costs as much as ten or twenty inputs.
-template <int N, Product kProduct, typename T, typename Finish>
-__attribute__((noinline)) void contract_tile(Channels<const T> x, int inputs, const Weight<T>& w, Bias<T> bias,
-                                             int first, int vectors, Finish finish, Prefetcher& prefetcher) {
-  constexpr bool kAdjoint = kProduct == Product::kAdjoint;
+// w^T x + b for N outputs from `first` on. finish(o, v, re, im) receives output o for the vector of slots that starts
+// at v: what follows the contraction happens there, in registers, because a trip through memory costs as much as ten or
+// twenty inputs.
+template <int N, typename T, typename Finish>
+__attribute__((noinline)) void contract_chunk(Channels<const T> x, PackedWeight<T> w, Bias<T> bias, int first,
+                                              int vectors, Finish finish, Prefetcher& prefetcher) {
   using V = Vec<T>;
-  const ptrdiff_t input_stride = kAdjoint ? 1 : w.outputs, output_stride = kAdjoint ? w.outputs : 1;
-  const ptrdiff_t difference = w.difference - w.re, sum = w.sum - w.re;
+  const T* const packed = w.data + ptrdiff_t{3} * first * w.inputs;
   for (int v = 0; v < vectors; ++v) {
-    const T* w_re = w.re + first * output_stride;
     V both[N], with_re[N], with_im[N];
     unroll<N>([&](auto o) AFFNET_LAMBDA {
       both[o] = V(T(0));
-      with_re[o] = V(kAdjoint ? T(0) : bias.im[first + o]);
-      with_im[o] = V(kAdjoint ? T(0) : bias.re[first + o]);
+      with_re[o] = V(bias.im ? bias.im[first + o] : T(0));
+      with_im[o] = V(bias.re ? bias.re[first + o] : T(0));
     });
-    for (int i = 0; i < inputs; ++i) {
-      const V re = V::load(x.re + i * x.stride), im = V::load(x.im + i * x.stride), both_parts = re + im;
+    const T* p = packed;
+    const T* re_at = x.re;
+    const T* im_at = x.im;
+    for (int i = 0; i < w.inputs; ++i) {
+      const V re = V::load(re_at), im = V::load(im_at), both_parts = re + im;
       unroll<N>([&](auto o) AFFNET_LAMBDA {
-        const T* const at = w_re + o * output_stride;
-        both[o] += both_parts * at[0];
-        with_re[o] = kAdjoint ? with_re[o] - re * at[sum] : with_re[o] + re * at[difference];
-        with_im[o] = kAdjoint ? with_im[o] + im * at[difference] : with_im[o] - im * at[sum];
+        both[o] += both_parts * p[o];
+        with_re[o] += re * p[N + o];
+        with_im[o] = with_im[o] - im * p[2 * N + o];
       });
-      w_re += input_stride;
+      p += 3 * N, re_at += x.stride, im_at += x.stride;
     }
     unroll<N>([&](auto o)
                   AFFNET_LAMBDA { finish(first + o, v * V::kLanes, both[o] + with_im[o], both[o] + with_re[o]); });
@@ -80,67 +158,31 @@ __attribute__((noinline)) void contract_tile(Channels<const T> x, int inputs, co
   }
 }
 
-constexpr int contraction_tiles(int outputs) { return (outputs + kTileOutputs - 1) / kTileOutputs; }
+// The number of chunks of outputs in a contraction.
+constexpr int output_chunks(int outputs) { return (outputs + kChunkOutputs - 1) / kChunkOutputs; }
 
-// For some vectors of frequencies: so many at once that a tile's weights are read from memory less often, and so few
-// that x and what comes of it stay in the first cache.
-template <Product kProduct, typename T, typename Finish>
-AFFNET_INLINE void contract(Channels<const T> x, const Weight<T>& w, Bias<T> bias, int vectors, const Finish& finish,
+// For `vectors` vectors of slots: enough that the weights of a chunk of outputs are reused, and so few that x and the
+// outputs stay in the first-level cache.
+template <typename T, typename Finish>
+AFFNET_INLINE void contract(Channels<const T> x, PackedWeight<T> w, Bias<T> bias, int vectors, const Finish& finish,
                             Prefetcher& prefetcher) {
-  constexpr bool kAdjoint = kProduct == Product::kAdjoint;
-  const int inputs = kAdjoint ? w.outputs : w.inputs, outputs = kAdjoint ? w.inputs : w.outputs;
-  const int tiles = contraction_tiles(outputs);
-  int first = 0;
-  for (int tile = 0; tile < tiles; ++tile) {
-    const int count = (outputs - first + tiles - tile - 1) / (tiles - tile);  // tiles of equal size, or one less
-    const auto run = [&](auto n) AFFNET_LAMBDA {
-      contract_tile<n, kProduct>(x, inputs, w, bias, first, vectors, finish, prefetcher);
-    };
-    switch (count) {
-      case 1:
-        run(std::integral_constant<int, 1>{});
-        break;
-      case 2:
-        run(std::integral_constant<int, 2>{});
-        break;
-      case 3:
-        run(std::integral_constant<int, 3>{});
-        break;
-      case 4:
-        run(std::integral_constant<int, 4>{});
-        break;
-      default:
-        if constexpr (kTileOutputs == 8) {
-          switch (count) {
-            case 5:
-              run(std::integral_constant<int, 5>{});
-              break;
-            case 6:
-              run(std::integral_constant<int, 6>{});
-              break;
-            case 7:
-              run(std::integral_constant<int, 7>{});
-              break;
-            default:
-              run(std::integral_constant<int, 8>{});
-          }
-        }
-    }
-    first += count;
-  }
+  each_chunk<kChunkOutputs>(w.outputs, [&](int first, auto n) AFFNET_LAMBDA {
+    contract_chunk<n>(x, w, bias, first, vectors, finish, prefetcher);
+  });
 }
 
-// The gradients of a block's parameters are summed in tiles of a weight, each as vectors: its sums lie together.
-inline constexpr int kOuterInputs = kTileOutputs / 2, kOuterOutputs = 2;  // 3 * kInputs * kOutputs accumulators
+// The gradient of a weight is summed in patches of kPatchInputs x kPatchOutputs elements, whose sums lie together and
+// fill vectors. A patch takes 3 * kPatchInputs * kPatchOutputs accumulators.
+inline constexpr int kPatchInputs = kChunkOutputs / 2, kPatchOutputs = 2;
 template <typename T>
-constexpr int kOuterSums = round_up(2 * kOuterInputs * kOuterOutputs, Vec<T>::kLanes);
+constexpr int kPatchSums = round_up(2 * kPatchInputs * kPatchOutputs, Vec<T>::kLanes);
 
-// conj(x[i]) dp[o] summed over `vectors` vectors of frequencies, added to sums[i, o, 2], for I x O of them.
+// Adds conj(x[i]) dp[o], summed over `vectors` vectors of slots, to sums[i, o, 2] for I inputs and O outputs.
 //
-// Both operands are pinned to registers: as operands of each product they are loaded 2.5 times as often, and Zen 4
-// loads one vector a cycle. 2.2 -> 2.8 products per ns on 20 vectors, 2.3 -> 3.1 on 34 (AMD EPYC, Zen 4, one thread).
+// Both operands are pinned to registers: as memory operands of each product they would be loaded 2.5 times as often,
+// and Zen 4 loads one vector per cycle. 2.2 -> 2.8 products per ns on 20 vectors, 2.3 -> 3.1 on 34 (Zen 4, one thread).
 template <int I, int O, typename T>
-__attribute__((noinline)) void outer_tile(Channels<const T> x, Channels<const T> dp, int vectors, T* sums) {
+__attribute__((noinline)) void outer_patch(Channels<const T> x, Channels<const T> dp, int vectors, T* sums) {
   using V = Vec<T>;
   V both[I][O], with_re[I][O], with_im[I][O];
   unroll<I * O>([&](auto n)
@@ -179,54 +221,34 @@ __attribute__((noinline)) void outer_tile(Channels<const T> x, Channels<const T>
   });
 }
 
-// f(tile, i, rows, o, columns) for each tile of a weight: inputs i .. i + rows, outputs o .. o + columns.
+// f(patch, i, rows, o, columns) for each patch of a weight: inputs i .. i + rows, outputs o .. o + columns; rows and
+// columns are compile-time constants.
 template <typename F>
-AFFNET_INLINE void each_outer_tile(int inputs, int outputs, F&& f) {
-  const int tiles = (inputs + kOuterInputs - 1) / kOuterInputs;
-  int i = 0, index = 0;
-  for (int tile = 0; tile < tiles; ++tile) {
-    const int rows = (inputs - i + tiles - tile - 1) / (tiles - tile);  // tiles of equal size, or one less
-    for (int o = 0; o < outputs; o += kOuterOutputs) {
-      f(index++, i, rows, o, outputs - o < kOuterOutputs ? outputs - o : kOuterOutputs);
-    }
-    i += rows;
-  }
+AFFNET_INLINE void each_patch(int inputs, int outputs, F&& f) {
+  int patch = 0;
+  each_chunk<kPatchInputs>(inputs, [&](int i, auto rows) AFFNET_LAMBDA {
+    each_chunk<kPatchOutputs>(outputs, [&](int o, auto columns) AFFNET_LAMBDA { f(patch++, i, rows, o, columns); });
+  });
 }
 
 template <typename T>
 constexpr ptrdiff_t weight_sums(ptrdiff_t inputs, ptrdiff_t outputs) {
-  return (inputs + kOuterInputs - 1) / kOuterInputs * ((outputs + kOuterOutputs - 1) / kOuterOutputs) * kOuterSums<T>;
+  return (inputs + kPatchInputs - 1) / kPatchInputs * ((outputs + kPatchOutputs - 1) / kPatchOutputs) * kPatchSums<T>;
 }
 
-// Adds the gradient of a layer's weight [inputs, outputs]: its input x times that of its output, dp.
+// Adds the gradient of a layer's weight [inputs, outputs]: the outer products of the layer's input x and the gradient
+// dp of its output.
 template <typename T>
 void add_weight_grad(Channels<const T> x, Channels<const T> dp, int vectors, int inputs, int outputs, T* sums) {
-  each_outer_tile(inputs, outputs, [&](int tile, int i, int rows, int o, int columns) AFFNET_LAMBDA {
-    const auto add = [&](auto r) AFFNET_LAMBDA {
-      T* const to = sums + ptrdiff_t{tile} * kOuterSums<T>;
-      if (columns == 2) {
-        outer_tile<r, 2>(x + i * x.stride, dp + o * dp.stride, vectors, to);
-      } else {
-        outer_tile<r, 1>(x + i * x.stride, dp + o * dp.stride, vectors, to);
-      }
-    };
-    switch (rows) {
-      case 1:
-        return add(std::integral_constant<int, 1>{});
-      case 2:
-        return add(std::integral_constant<int, 2>{});
-    }
-    if constexpr (kOuterInputs == 4) {
-      if (rows == 3) return add(std::integral_constant<int, 3>{});
-      add(std::integral_constant<int, 4>{});
-    }
+  each_patch(inputs, outputs, [&](int patch, int i, auto rows, int o, auto columns) AFFNET_LAMBDA {
+    outer_patch<rows, columns>(x + i * x.stride, dp + o * dp.stride, vectors, sums + ptrdiff_t{patch} * kPatchSums<T>);
   });
 }
 
 template <typename T>
 void store_weight_grad(const T* sums, int inputs, int outputs, T scale, T* re, T* im) {
-  each_outer_tile(inputs, outputs, [&](int tile, int i, int rows, int o, int columns) AFFNET_LAMBDA {
-    const T* from = sums + ptrdiff_t{tile} * kOuterSums<T>;
+  each_patch(inputs, outputs, [&](int patch, int i, int rows, int o, int columns) {
+    const T* from = sums + ptrdiff_t{patch} * kPatchSums<T>;
     for (int r = 0; r < rows; ++r) {
       for (int c = 0; c < columns; ++c, from += 2) {
         const ptrdiff_t to = static_cast<ptrdiff_t>(i + r) * outputs + o + c;
@@ -241,11 +263,11 @@ constexpr ptrdiff_t bias_sums(ptrdiff_t channels) {
   return round_up(2 * channels, Vec<T>::kLanes);
 }
 
-// Adds the sum over the frequencies of each of `channels` to sums[channels, 2].
+// Adds the sum of dp over the slots to sums[channels, 2].
 template <typename T>
 void add_bias_grad(Channels<const T> dp, int vectors, int channels, T* sums) {
   using V = Vec<T>;
-  constexpr int kChannels = V::kLanes / 2;  // whose parts' sums fill a vector
+  constexpr int kChannels = V::kLanes / 2;  // their real and imaginary sums fill a vector
   for (int first = 0; first < channels; first += kChannels) {
     V rows[V::kLanes];
     const T* from[kChannels];

@@ -1,5 +1,6 @@
-// The kernel of one capability. setup.py compiles this file once for each, with AFFNET_CAPABILITY as the namespace of
-// everything in it; it uses nothing of the standard library that a linker could merge between them.
+// The kernel for one instruction set. setup.py compiles this file once for each, with AFFNET_CAPABILITY as the
+// namespace of everything in it. It uses no function of the standard library that a linker could merge between the
+// objects.
 #include "kernel.h"
 
 #include "tile.h"
@@ -23,8 +24,8 @@ size_t scratch_bytes(const Call<T>& call, bool backward) {
 
 template <typename T>
 Tile tile_at(const Call<T>& call, int64_t k, int64_t index) {
-  const Group group = group_of(call, index);
-  return {k, group.first, group.images_log2};
+  const auto [first, images_log2] = images_of_tile(call, index);
+  return {k, first, images_log2};
 }
 
 constexpr Tile kNoTile{-1, 0, 0};
@@ -33,13 +34,14 @@ template <typename T>
 void forward(const Call<T>& call, int64_t begin, int64_t end, char* memory) {
   const Scratch<T> scratch(call, false, memory);
   const T s = transform_scale(call), scale = s * s / 2;
-  const int64_t groups = call.groups();
-  for (int64_t k = begin / groups; k * groups < end; ++k) {
-    const Block<T> block(call, k, scratch, s / 2);
-    const int64_t last = end < (k + 1) * groups ? end : (k + 1) * groups;
-    for (int64_t i = begin > k * groups ? begin : k * groups; i < last; ++i) {
-      const Tile tile = tile_at(call, k, i % groups);
-      const Tile next = i + 1 < end ? tile_at(call, (i + 1) / groups, (i + 1) % groups) : kNoTile;
+  const int64_t tiles = call.tiles_per_block();
+  for (int64_t k = begin / tiles; k * tiles < end; ++k) {
+    const Block<T> block(call, k, scratch);
+    block.pack(call, k, false, s / 2);
+    const int64_t last = end < (k + 1) * tiles ? end : (k + 1) * tiles;
+    for (int64_t i = begin > k * tiles ? begin : k * tiles; i < last; ++i) {
+      const Tile tile = tile_at(call, k, i % tiles);
+      const Tile next = i + 1 < end ? tile_at(call, (i + 1) / tiles, (i + 1) % tiles) : kNoTile;
       if (forward_tile(call, block, tile, next, scale, scratch)) continue;
       // Images, or channels of a thin map, share transforms: a value that is not finite in one spoils the others. Each
       // is computed again alone.
@@ -59,14 +61,16 @@ void store_grads(const Call<T>& call, const Scratch<T>& sums, T w1_scale, T scal
 }
 
 template <typename T>
-void backward(const Call<T>& call, int k, int64_t begin, int64_t end, const ParameterGrads<T>& grads, char* memory) {
+void backward(const Call<T>& call, int k, bool packed, int64_t begin, int64_t end, const ParameterGrads<T>& grads,
+              char* memory) {
   const Scratch<T> scratch(call, true, memory);
   const T s = transform_scale(call), scale = s * s / 2;
-  const Block<T> block(call, k, scratch, s / 2);
+  const Block<T> block(call, k, scratch);
+  if (!packed) block.pack(call, k, true, s / 2);
   scratch.clear_sums();
   bool finite = true;
   for (int64_t i = begin; i < end && (finite || !call.shares_transforms()); ++i) {
-    // What follows in the next block is another call's work, but most often this thread's.
+    // The next block's tile belongs to another call of this function, most often on the same thread.
     const Tile next = i + 1 < end           ? tile_at(call, k, i + 1)
                       : k + 1 < call.blocks ? tile_at(call, k + 1, begin)
                                             : kNoTile;

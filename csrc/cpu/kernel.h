@@ -28,31 +28,37 @@ struct Call {
   T threshold;
   Activation activation;
   bool input_grad, parameter_grads;
-  int images_log2;                                  // of the full groups of images
+  int images_log2;                                  // of a full tile
   const Geometry<T>* geometry[kMaxImagesLog2 + 1];  // of 1, 2, 4, ... images
   const Geometry<T>* alone;                         // of one image, each channel transformed alone
 
   // Whether transforms are shared by images or channels, so that a value that is not finite in one spoils others.
   bool shares_transforms() const { return images_log2 > 0 || geometry[0]->channels > 1; }
-  int64_t full_groups() const { return batch >> images_log2; }
-  // Images are grouped by 1 << images_log2; what is left, by falling powers of two.
-  int64_t groups() const { return full_groups() + __builtin_popcountll(batch & ((int64_t{1} << images_log2) - 1)); }
+
+  // A channel block is cut into full tiles of 2^images_log2 images, and into tiles of smaller powers of two, the
+  // largest first, for the images that are left.
+  int64_t full_tiles() const { return batch >> images_log2; }
+  int64_t tiles_per_block() const {
+    return full_tiles() + __builtin_popcountll(batch & ((int64_t{1} << images_log2) - 1));
+  }
 };
 
-// Where the gradients of one block's parameters go: [D, Dh], [Dh], [Dh, D], [D], real and imaginary parts apart.
+// Where the gradients of one block's parameters are stored: [D, Dh], [Dh], [Dh, D], [D], real and imaginary parts
+// apart.
 template <typename T>
 struct ParameterGrads {
   T *w1[2], *b1[2], *w2[2], *b2[2];
 };
 
-struct Group {
+struct TileImages {
   int64_t first;
   int images_log2;
 };
 
+// The images of tile `index` of a channel block.
 template <typename T>
-Group group_of(const Call<T>& call, int64_t index) {
-  const int64_t full = call.full_groups();
+TileImages images_of_tile(const Call<T>& call, int64_t index) {
+  const int64_t full = call.full_tiles();
   if (index < full) return {index << call.images_log2, call.images_log2};
   int64_t first = full << call.images_log2;
   int64_t left = call.batch - first;
@@ -69,10 +75,13 @@ template <typename T>
 struct Kernel {
   int lanes;
   size_t (*scratch_bytes)(const Call<T>&, bool backward);
-  // Tiles begin .. end of [K, groups].
+  // Tiles begin .. end of [K, tiles_per_block].
   void (*forward)(const Call<T>&, int64_t begin, int64_t end, char* scratch);
-  // Groups begin .. end of a block; the sums over them of its parameters' gradients are stored if asked for.
-  void (*backward)(const Call<T>&, int block, int64_t begin, int64_t end, const ParameterGrads<T>&, char* scratch);
+  // Tiles begin .. end of one block. The gradients of its parameters, summed over these tiles, are stored if asked for.
+  // With `packed`, the previous call on this scratch memory was for the same block, whose packed weights are used
+  // again.
+  void (*backward)(const Call<T>&, int block, bool packed, int64_t begin, int64_t end, const ParameterGrads<T>&,
+                   char* scratch);
 };
 
 struct Kernels {

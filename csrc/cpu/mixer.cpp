@@ -1,4 +1,5 @@
-// The operators on the CPU: checks, the choice of the kernel's variant, tiles in parallel.
+// The operators on the CPU: they check their arguments, choose the kernel for the instruction set, and compute the
+// tiles in parallel.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
@@ -9,9 +10,9 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <optional>
 #include <string>
 #include <type_traits>
-#include <vector>
 
 #include "capability.h"
 #include "checks.h"
@@ -20,7 +21,7 @@
 
 namespace affnet {
 
-// PyTorch's own choice of instruction set, so that ATEN_CPU_CAPABILITY holds for this kernel too.
+// Follows PyTorch's choice of instruction set, and with it ATEN_CPU_CAPABILITY.
 const Kernels& selected_kernels() {
 #ifdef AFFNET_X86_VARIANTS
   static const std::string capability = at::get_cpu_capability();
@@ -34,8 +35,8 @@ const char* cpu_capability() { return selected_kernels().name; }
 
 namespace {
 
-// Memory that a thread works in. It keeps some between calls, for fresh pages cost more than a small tile; what a huge
-// tile takes is given back, for there fresh pages cost a hundredth of the call.
+// Scratch memory of the current thread. Small amounts are kept between calls, because fresh pages cost more than a
+// small tile takes; large ones are freed, because there fresh pages cost about a hundredth of the call.
 class ThreadScratch {
  public:
   explicit ThreadScratch(size_t bytes) {
@@ -46,7 +47,7 @@ class ThreadScratch {
     held_ = bytes;
   }
   ~ThreadScratch() {
-    if (held_ > kMostKept) release();
+    if (held_ > kMaxKept) release();
   }
   ThreadScratch(const ThreadScratch&) = delete;
   ThreadScratch& operator=(const ThreadScratch&) = delete;
@@ -55,7 +56,7 @@ class ThreadScratch {
 
  private:
   static constexpr std::align_val_t kAlignment{64};
-  static constexpr size_t kMostKept = size_t{16} << 20;
+  static constexpr size_t kMaxKept = size_t{16} << 20;
   struct Free {
     void operator()(char* p) const { ::operator delete(p, kAlignment); }
   };
@@ -96,7 +97,7 @@ Storage storage_of(at::ScalarType type) {
   }
 }
 
-// A call and everything its pointers point to.
+// A call, and the owners of everything that it points to.
 template <typename T>
 struct Prepared {
   Call<T> call{};
@@ -123,16 +124,16 @@ struct Prepared {
   }
 };
 
-// A task of fewer elements than this is not worth a thread of its own.
+// The least number of elements that is worth a thread of its own.
 constexpr int64_t kGrainElements = 1 << 14;
 
 template <typename T>
 at::Tensor run_forward(const Sizes& n, Prepared<T>& prepared) {
-  at::Tensor y = at::empty_like(prepared.x);  // contiguous, as x by now is
+  at::Tensor y = at::empty_like(prepared.x);  // contiguous, like prepared.x
   Call<T>& call = prepared.call;
   call.out = y.data_ptr();
   const size_t bytes = kernel<T>().scratch_bytes(call, false);
-  const int64_t tiles = n.K * call.groups(), tile_elements = y.numel() / tiles;
+  const int64_t tiles = n.K * call.tiles_per_block(), tile_elements = y.numel() / tiles;
   at::parallel_for(0, tiles, std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, tile_elements)),
                    [&](int64_t begin, int64_t end) {
                      const ThreadScratch scratch(bytes);
@@ -141,27 +142,56 @@ at::Tensor run_forward(const Sizes& n, Prepared<T>& prepared) {
   return y;
 }
 
-// The gradients of a block's parameters are summed over a fixed number of runs of images, each on its own, and those in
-// order: the sums do not depend on the number of threads. So many runs that this many tasks are there.
-constexpr int64_t kTasks = 16;
-
-// The parameters' gradients, each [2, K, ...]; the sums of one run of images.
-struct Sums {
-  std::array<at::Tensor, 4> tensors;
-
-  template <typename T>
-  explicit Sums(const Prepared<T>& prepared)
-      : tensors{at::empty_like(prepared.parameters.w1), at::empty_like(prepared.parameters.b1),
-                at::empty_like(prepared.parameters.w2), at::empty_like(prepared.parameters.b2)} {}
-
-  template <typename T>
-  ParameterGrads<T> of_block(int64_t k, int64_t blocks) const {
-    const auto part = [&](size_t i, int64_t re_or_im) {
-      return tensors[i].data_ptr<T>() + (re_or_im * blocks + k) * (tensors[i].numel() / (2 * blocks));
-    };
-    return {{part(0, 0), part(0, 1)}, {part(1, 0), part(1, 1)}, {part(2, 0), part(2, 1)}, {part(3, 0), part(3, 1)}};
+// The gradients of the parameters, each [2, K, ...], as partial sums over equal parts of the tiles of each block. How
+// many there are does not depend on the number of threads, and they are added in order, so that the result does not
+// either.
+template <typename T>
+class PartialSums {
+ public:
+  PartialSums(const Parameters& like, int64_t count) : count_(count) {
+    const auto& [w1, b1, w2, b2] = like;
+    gradients_ = {at::empty_like(w1), at::empty_like(b1), at::empty_like(w2), at::empty_like(b2)};
+    for (const at::Tensor& gradient : gradients_) elements_ += gradient.numel();
+    if (count > 1) others_ = at::empty({count - 1, elements_}, w1.options());
   }
+
+  // Where partial sum `index` of block k is stored.
+  ParameterGrads<T> of_block(int64_t index, int64_t k, int64_t blocks) const {
+    std::array<T*, 8> parts;
+    T* other = index == 0 ? nullptr : row(index);
+    for (size_t i = 0; i < 4; ++i) {
+      const int64_t elements = gradients_[i].numel();
+      T* const gradient = index == 0 ? gradients_[i].template data_ptr<T>() : other;
+      parts[2 * i] = gradient + k * elements / (2 * blocks);
+      parts[2 * i + 1] = gradient + (blocks + k) * elements / (2 * blocks);
+      other += elements;
+    }
+    return {{parts[0], parts[1]}, {parts[2], parts[3]}, {parts[4], parts[5]}, {parts[6], parts[7]}};
+  }
+
+  // dw1, db1, dw2, db2
+  const std::array<at::Tensor, 4>& reduce() const {
+    for (int64_t index = 1; index < count_; ++index) {
+      const T* __restrict from = row(index);
+      for (const at::Tensor& gradient : gradients_) {
+        T* __restrict to = gradient.template data_ptr<T>();
+        for (int64_t i = 0; i < gradient.numel(); ++i) to[i] += from[i];
+        from += gradient.numel();
+      }
+    }
+    return gradients_;
+  }
+
+ private:
+  T* row(int64_t index) const { return others_.template data_ptr<T>() + (index - 1) * elements_; }
+
+  std::array<at::Tensor, 4> gradients_;  // the first partial sum, later the total
+  at::Tensor others_;                    // [count - 1, elements], the others: dw1, db1, dw2, db2 after one another
+  int64_t count_, elements_ = 0;
 };
+
+// The tasks that a backward pass is divided into, about: one for each partial sum of each block.
+constexpr int64_t kBackwardTasks = 16;
 
 template <typename T>
 Gradients run_backward(const Sizes& n, Prepared<T>& prepared, const at::Tensor& dy) {
@@ -169,33 +199,29 @@ Gradients run_backward(const Sizes& n, Prepared<T>& prepared, const at::Tensor& 
   call.dy = dy.const_data_ptr();
   at::Tensor dx = call.input_grad ? at::empty_like(prepared.x) : at::empty({0}, prepared.x.options());
   call.out = call.input_grad ? dx.data_ptr() : nullptr;
-  const int64_t groups = call.groups(), runs = std::min(groups, std::max<int64_t>(1, kTasks / n.K));
-  std::vector<Sums> sums;
-  for (int64_t run = 0; call.parameter_grads && run < runs; ++run) sums.emplace_back(prepared);
+  const int64_t tiles = call.tiles_per_block();
+  const int64_t count = std::min(tiles, std::max<int64_t>(1, kBackwardTasks / n.K));  // partial sums of each block
+  std::optional<PartialSums<T>> sums;
+  if (call.parameter_grads) sums.emplace(prepared.parameters, count);
   const size_t bytes = kernel<T>().scratch_bytes(call, true);
-  const int64_t task_elements = prepared.x.numel() / (n.K * runs);
-  at::parallel_for(0, n.K * runs, std::max<int64_t>(1, kGrainElements / 2 / std::max<int64_t>(1, task_elements)),
+  const int64_t task_elements = prepared.x.numel() / (n.K * count);
+  at::parallel_for(0, n.K * count, std::max<int64_t>(1, kGrainElements / 2 / std::max<int64_t>(1, task_elements)),
                    [&](int64_t begin, int64_t end) {
                      const ThreadScratch scratch(bytes);
                      for (int64_t task = begin; task < end; ++task) {
-                       const int64_t k = task / runs, run = task % runs;
-                       const auto to = sums.empty() ? ParameterGrads<T>{} : sums[run].template of_block<T>(k, n.K);
-                       kernel<T>().backward(call, static_cast<int>(k), run * groups / runs, (run + 1) * groups / runs,
-                                            to, scratch.get());
+                       const int64_t k = task / count, index = task % count;
+                       const auto grads = sums ? sums->of_block(index, k, n.K) : ParameterGrads<T>{};
+                       const bool packed = task > begin && index > 0;
+                       kernel<T>().backward(call, static_cast<int>(k), packed, index * tiles / count,
+                                            (index + 1) * tiles / count, grads, scratch.get());
                      }
                    });
-  if (sums.empty()) {
+  if (!sums) {
     const at::Tensor none = at::empty({0}, prepared.parameters.w1.options());
     return {dx, none, none.clone(), none.clone(), none.clone()};
   }
-  for (size_t i = 0; i < 4; ++i) {
-    T* const to = sums[0].tensors[i].template data_ptr<T>();
-    for (int64_t run = 1; run < runs; ++run) {
-      const T* const from = sums[run].tensors[i].template const_data_ptr<T>();
-      for (int64_t j = 0; j < sums[0].tensors[i].numel(); ++j) to[j] += from[j];
-    }
-  }
-  return {dx, sums[0].tensors[0], sums[0].tensors[1], sums[0].tensors[2], sums[0].tensors[3]};
+  const auto& [dw1, db1, dw2, db2] = sums->reduce();
+  return {dx, dw1, db1, dw2, db2};
 }
 
 at::Tensor forward(const at::Tensor& x,   // [B, C, H, W]

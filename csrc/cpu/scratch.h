@@ -1,4 +1,4 @@
-// What a tile works on: scratch memory, and the parameters of its block.
+// The scratch memory of a tile, and the parameters of its block in the form in which the tile uses them.
 #pragma once
 
 #include "contraction.h"
@@ -6,17 +6,17 @@
 
 namespace affnet::AFFNET_CAPABILITY {
 
-// Slots of a backward block, at most: long enough for the sums that are the weights' gradients to stay in registers,
-// short enough for the second cache.
-inline constexpr int kMostBlockSlots = 768;
+// The backward pass goes through the slots in chunks of at most this many: long enough for the sums over slots to stay
+// in registers most of the time, short enough for what they are computed from to stay in the second-level cache.
+inline constexpr int kMaxGradientChunk = 768;
 
-// Vectors of slots that go through the layers together: what a step reads and writes fits the first cache.
-AFFNET_INLINE int step_vectors(int size, int hidden) {
+// The vectors of slots that go through both layers together: what they read and write fits the first-level cache.
+AFFNET_INLINE int layer_chunk_vectors(int size, int hidden) {
   const int vectors = 64 / (size > hidden ? size : hidden);
   return vectors < 2 ? 2 : vectors > 8 ? 8 : vectors;
 }
 
-// Carves scratch memory; with a null base it only measures.
+// Hands out aligned parts of scratch memory; with a null base it only counts their bytes.
 class Arena {
  public:
   explicit Arena(char* base) : base_(base) {}
@@ -36,16 +36,17 @@ class Arena {
 template <typename T>
 struct Scratch {
   TransformScratch<T> transform{};
-  Weight<T> w1, w2;
-  T* X;       // [D, 2, slot_stride], spectrum of x, then of the branch
-  T* G;       // [D, 2, slot_stride], spectrum of dy, then of dx - dy
-  T* hidden;  // [Dh, 2, step], of the slots of a step; backward, pre-activations if the activations do not tell enough
-  T* O1;      // [Dh, 2, block]
-  T* dP1;     // [Dh, 2, block]
-  T* dP2;     // [D, 2, block]
-  T *dW1, *dB1, *dW2, *dB2;  // the parameters' gradients, in the order in which contraction.h sums them
+  PackedWeight<T> w1{}, w2{};
+  PackedWeight<T> w1_adjoint{}, w2_adjoint{};  // backward
+  T* X;                                        // [D, 2, slot_stride], spectrum of x, then of the branch
+  T* G;                                        // [D, 2, slot_stride], spectrum of dy, then of dx - dy
+  T* hidden;                                   // [Dh, 2, layer_chunk], the activations; backward, their derivatives
+  T* O1;                                       // [Dh, 2, gradient_chunk]
+  T* dP1;                                      // [Dh, 2, gradient_chunk]
+  T* dP2;                                      // [D, 2, gradient_chunk]
+  T *dW1, *dB1, *dW2, *dB2;  // the partial sums of the parameters' gradients, in contraction.h's order
   T* sums_end;
-  ptrdiff_t step, block;
+  ptrdiff_t layer_chunk, gradient_chunk;  // both in slots
   size_t bytes;
 
   Scratch(const Call<T>& call, bool backward, char* base) {
@@ -72,23 +73,23 @@ struct Scratch {
     transform.rows = arena.take<T>(rows + 2 * kLanes);
     transform.long_signals = arena.take<T>(long_signals);
     for (auto& buffer : transform.fft) buffer = arena.take<Vec<T>>(fft);
-    for (Weight<T>* w : {&w1, &w2}) {
-      w->re = arena.take<T>(size * hidden_size);
-      w->difference = arena.take<T>(size * hidden_size);
-      w->sum = arena.take<T>(size * hidden_size);
-      w->inputs = w == &w1 ? call.size : call.hidden;
-      w->outputs = w == &w1 ? call.hidden : call.size;
+    const ptrdiff_t weight = 3 * size * hidden_size;
+    w1 = {arena.take<T>(weight), call.size, call.hidden};
+    w2 = {arena.take<T>(weight), call.hidden, call.size};
+    if (backward) {
+      w1_adjoint = {arena.take<T>(weight), call.hidden, call.size};
+      w2_adjoint = {arena.take<T>(weight), call.size, call.hidden};
     }
     X = arena.take<T>(size * 2 * slots);
-    step = step_vectors(call.size, call.hidden) * kLanes;
-    hidden = arena.take<T>(hidden_size * 2 * step);
+    layer_chunk = layer_chunk_vectors(call.size, call.hidden) * kLanes;
+    hidden = arena.take<T>(hidden_size * 2 * layer_chunk);
     if (backward) {
-      block = slots < kMostBlockSlots ? slots : kMostBlockSlots;
-      block = round_up(block, kLanes) + kLanes;  // off powers of two
+      gradient_chunk = slots < kMaxGradientChunk ? slots : kMaxGradientChunk;
+      gradient_chunk = round_up(gradient_chunk, kLanes) + kLanes;  // not a power of two, for the caches' sake
       G = arena.take<T>(size * 2 * slots);
-      O1 = arena.take<T>(hidden_size * 2 * block);
-      dP1 = arena.take<T>(hidden_size * 2 * block);
-      dP2 = arena.take<T>(size * 2 * block);
+      O1 = arena.take<T>(hidden_size * 2 * gradient_chunk);
+      dP1 = arena.take<T>(hidden_size * 2 * gradient_chunk);
+      dP2 = arena.take<T>(size * 2 * gradient_chunk);
       dW1 = arena.take<T>(weight_sums<T>(size, hidden_size));
       dB1 = arena.take<T>(bias_sums<T>(hidden_size));
       dW2 = arena.take<T>(weight_sums<T>(hidden_size, size));
@@ -103,18 +104,27 @@ struct Scratch {
   }
 };
 
-// The parameters of one block, its weights ready for `contract`.
+// The parameters of one block, its weights packed for `contract`.
 template <typename T>
 struct Block {
-  Weight<T> w1, w2;
+  PackedWeight<T> w1, w2, w1_adjoint, w2_adjoint;
   Bias<T> b1, b2;
 
-  Block(const Call<T>& call, int64_t k, const Scratch<T>& scratch, T w1_scale) : w1(scratch.w1), w2(scratch.w2) {
-    const int64_t weight = int64_t{call.size} * call.hidden, all = call.blocks * weight;
-    prepare_weight(w1, call.w1 + k * weight, call.w1 + all + k * weight, w1_scale);
-    prepare_weight(w2, call.w2 + k * weight, call.w2 + all + k * weight, T(1));
+  Block(const Call<T>& call, int64_t k, const Scratch<T>& scratch)
+      : w1(scratch.w1), w2(scratch.w2), w1_adjoint(scratch.w1_adjoint), w2_adjoint(scratch.w2_adjoint) {
     b1 = {call.b1 + k * call.hidden, call.b1 + (call.blocks + k) * call.hidden};
     b2 = {call.b2 + k * call.size, call.b2 + (call.blocks + k) * call.size};
+  }
+
+  void pack(const Call<T>& call, int64_t k, bool backward, T w1_scale) const {
+    const int64_t weight = int64_t{call.size} * call.hidden, all = call.blocks * weight;
+    const T *const w1_re = call.w1 + k * weight, *const w2_re = call.w2 + k * weight;
+    pack_weight(w1, w1_re, w1_re + all, w1_scale);
+    pack_weight(w2, w2_re, w2_re + all, T(1));
+    if (backward) {
+      if (call.input_grad) pack_adjoint_weight(w1_adjoint, w1_re, w1_re + all, w1_scale);
+      pack_adjoint_weight(w2_adjoint, w2_re, w2_re + all, T(1));
+    }
   }
 };
 

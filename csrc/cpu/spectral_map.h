@@ -1,4 +1,7 @@
-// The spectral map of a tile and its adjoint: contractions, with what follows each of them as its `finish`.
+// The spectral map of a tile and its adjoint: contractions, each with what follows it as its `finish`.
+//
+// A `finish` is a function object that contract() calls with a channel, the first slot of a vector, and the
+// contraction's result there, real and imaginary part.
 #pragma once
 
 #include "scratch.h"
@@ -14,8 +17,8 @@ AFFNET_INLINE Channels<const T> read(Channels<T> channels) {
   return {channels.re, channels.im, channels.stride};
 }
 
-// Whether an activation costs next to nothing and its derivative can be told from what it gives.
-constexpr bool is_cheap(Activation a) { return a == Activation::kRelu || a == Activation::kIdentity; }
+// Whether act(act(v)) = act(v). Then act'(v) = act'(act(v)), and the backward pass needs only the activations.
+constexpr bool is_idempotent(Activation a) { return a == Activation::kRelu || a == Activation::kIdentity; }
 
 // to = act(p)
 template <Activation kActivation, typename T>
@@ -36,14 +39,15 @@ struct MultiplyByMask {
     using V = Vec<T>;
     T* const re = X.re + c * X.stride + v;
     T* const im = X.im + c * X.stride + v;
-    const V m_re = soft_shrink(p_re, V(threshold)), m_im = soft_shrink(p_im, V(threshold));
+    const V m_re = soft_shrink(p_re, threshold), m_im = soft_shrink(p_im, threshold);
     const V x_re = V::load(re), x_im = V::load(im);
     (m_re * x_re - m_im * x_im).store(re);
     (m_re * x_im + m_im * x_re).store(im);
   }
 };
 
-// Y = soft_shrink(p) * X, backward from G = dY: dp, and what of dX does not go through p, which takes the place of G.
+// The gradients of soft_shrink(p) * X, from that of the product in G: dp, and the part of dX that does not go through
+// p, which replaces G.
 template <typename T>
 struct MultiplyByMaskVjp {
   Channels<const T> X;
@@ -51,27 +55,38 @@ struct MultiplyByMaskVjp {
   T threshold;
   AFFNET_INLINE void operator()(int c, ptrdiff_t v, Vec<T> p_re, Vec<T> p_im) const {
     using V = Vec<T>;
-    const V lambda(threshold);
     T* const re = G.re + c * G.stride + v;
     T* const im = G.im + c * G.stride + v;
-    const V m_re = soft_shrink(p_re, lambda), m_im = soft_shrink(p_im, lambda);
+    const V m_re = soft_shrink(p_re, threshold), m_im = soft_shrink(p_im, threshold);
     const V x_re = V::load(X.re + c * X.stride + v), x_im = V::load(X.im + c * X.stride + v);
     const V g_re = V::load(re), g_im = V::load(im);
-    where_passed(g_re * x_re + g_im * x_im, m_re).store(dp.re + c * dp.stride + v);
-    where_passed(g_im * x_re - g_re * x_im, m_im).store(dp.im + c * dp.stride + v);
+    mask_vjp(g_re * x_re + g_im * x_im, m_re).store(dp.re + c * dp.stride + v);
+    mask_vjp(g_im * x_re - g_re * x_im, m_im).store(dp.im + c * dp.stride + v);
     (g_re * m_re + g_im * m_im).store(re);
     (g_im * m_re - g_re * m_im).store(im);
   }
-  // soft_shrink_vjp, told from what soft_shrink gave: a NaN in d stays.
-  static AFFNET_INLINE Vec<T> where_passed(Vec<T> d, Vec<T> m) {
+  // soft_shrink_vjp, from the value m of soft_shrink: d, or zero where m is zero. A NaN in d stays one.
+  static AFFNET_INLINE Vec<T> mask_vjp(Vec<T> d, Vec<T> m) {
     const Vec<T> zero(T(0));
     return select(m == zero, d * zero, d);
   }
 };
 
-// to = d * act'(p), told from act(p)
+// to = act(p), derivative = act'(p)
 template <Activation kActivation, typename T>
-struct StoreActivatedVjp {
+struct StoreActivatedWithDerivative {
+  Channels<T> to, derivative;
+  AFFNET_INLINE void operator()(int o, ptrdiff_t v, Vec<T> p_re, Vec<T> p_im) const {
+    const ptrdiff_t at = o * to.stride + v, derivative_at = o * derivative.stride + v;
+    const auto re = activate_with_derivative<kActivation>(p_re), im = activate_with_derivative<kActivation>(p_im);
+    re.value.store(to.re + at), im.value.store(to.im + at);
+    re.derivative.store(derivative.re + derivative_at), im.derivative.store(derivative.im + derivative_at);
+  }
+};
+
+// to = d * act'(p) of an idempotent activation, from act(p)
+template <Activation kActivation, typename T>
+struct StoreIdempotentVjp {
   Channels<const T> activated;
   Channels<T> to;
   AFFNET_INLINE void operator()(int o, ptrdiff_t v, Vec<T> d_re, Vec<T> d_im) const {
@@ -79,6 +94,19 @@ struct StoreActivatedVjp {
     const ptrdiff_t from = o * activated.stride + v, at = o * to.stride + v;
     activate_vjp<kActivation>(d_re, V::load(activated.re + from)).store(to.re + at);
     activate_vjp<kActivation>(d_im, V::load(activated.im + from)).store(to.im + at);
+  }
+};
+
+// to = d * factor, separately in the real and the imaginary part
+template <typename T>
+struct StoreScaled {
+  Channels<const T> factor;
+  Channels<T> to;
+  AFFNET_INLINE void operator()(int o, ptrdiff_t v, Vec<T> d_re, Vec<T> d_im) const {
+    using V = Vec<T>;
+    const ptrdiff_t from = o * factor.stride + v, at = o * to.stride + v;
+    (d_re * V::load(factor.re + from)).store(to.re + at);
+    (d_im * V::load(factor.im + from)).store(to.im + at);
   }
 };
 
@@ -93,29 +121,33 @@ struct Accumulate {
   }
 };
 
-// f(c, v) for each of `count` channels and each vector of a step, v its first value.
-template <typename F>
-AFFNET_INLINE void each_channel(int count, ptrdiff_t values, int lanes, F&& f) {
-  for (int c = 0; c < count; ++c) {
-    for (ptrdiff_t v = 0; v < values; v += lanes) f(c, v);
+// to = act(w1^T X + b1) at `slots` slots; `finish` receives the pre-activations and stores `to`.
+//
+// An activation that takes more than an instruction or two is computed in a pass of its own over `to`, which is in the
+// first-level cache: inlined into the contraction it is as fast, and the code several times as long.
+template <Activation kActivation, typename T, typename Finish>
+AFFNET_INLINE void first_layer(const Block<T>& block, Channels<const T> X, Channels<T> to, ptrdiff_t slots,
+                               const Finish& finish, Prefetcher& prefetcher) {
+  using V = Vec<T>;
+  const int vectors = static_cast<int>(slots / V::kLanes);
+  if constexpr (is_idempotent(kActivation)) {
+    contract(X, block.w1, block.b1, vectors, finish, prefetcher);
+  } else {
+    contract(X, block.w1, block.b1, vectors, StoreActivated<Activation::kIdentity, T>{to}, prefetcher);
+    for (int o = 0; o < block.w1.outputs; ++o) {
+      for (ptrdiff_t v = 0; v < slots; v += V::kLanes) {
+        const ptrdiff_t at = o * to.stride + v;
+        finish(o, v, V::load(to.re + at), V::load(to.im + at));
+      }
+    }
   }
 }
 
-// to = act(w1^T X + b1). An activation that is not cheap is a pass of its own, over pre-activations in P1.
-template <Activation kActivation, typename T>
-AFFNET_INLINE void first_layer(const Block<T>& block, Channels<const T> X, Channels<T> P1, Channels<T> to,
-                               ptrdiff_t values, Prefetcher& prefetcher) {
-  using V = Vec<T>;
-  const int vectors = static_cast<int>(values / V::kLanes);
-  if constexpr (is_cheap(kActivation)) {
-    contract<Product::kForward>(X, block.w1, block.b1, vectors, StoreActivated<kActivation, T>{to}, prefetcher);
-  } else {
-    contract<Product::kForward>(X, block.w1, block.b1, vectors, StoreActivated<Activation::kIdentity, T>{P1},
-                                prefetcher);
-    each_channel(block.w1.outputs, values, V::kLanes, [&](int o, ptrdiff_t v) AFFNET_LAMBDA {
-      const ptrdiff_t from = o * P1.stride + v;
-      StoreActivated<kActivation, T>{to}(o, v, V::load(P1.re + from), V::load(P1.im + from));
-    });
+// f(first slot, number of slots) for each chunk that goes through both layers at once.
+template <typename T, typename F>
+AFFNET_INLINE void each_layer_chunk(const Scratch<T>& scratch, ptrdiff_t slots, F&& f) {
+  for (ptrdiff_t first = 0; first < slots; first += scratch.layer_chunk) {
+    f(first, slots - first < scratch.layer_chunk ? slots - first : scratch.layer_chunk);
   }
 }
 
@@ -124,51 +156,47 @@ template <Activation kActivation, typename T>
 void spectral_map(const Call<T>& call, const Geometry<T>& g, const Block<T>& block, Prefetcher& prefetcher,
                   const Scratch<T>& scratch) {
   constexpr int kLanes = Vec<T>::kLanes;
-  const Channels<T> hidden = interleaved(scratch.hidden, scratch.step);
-  const ptrdiff_t slots = round_up(g.slots, kLanes);
-  prefetcher.divide(slots / kLanes * (contraction_tiles(call.hidden) + contraction_tiles(call.size)));
-  for (ptrdiff_t slot = 0; slot < slots; slot += scratch.step) {
-    const ptrdiff_t values = slots - slot < scratch.step ? slots - slot : scratch.step;
-    const Channels<T> X = interleaved(scratch.X, g.slot_stride) + slot;
-    first_layer<kActivation>(block, read(X), hidden, hidden, values, prefetcher);
-    contract<Product::kForward>(read(hidden), block.w2, block.b2, static_cast<int>(values / kLanes),
-                                MultiplyByMask<T>{X, call.threshold}, prefetcher);
-  }
+  const Channels<T> O1 = interleaved(scratch.hidden, scratch.layer_chunk);
+  const ptrdiff_t all_slots = round_up(g.slots, kLanes);
+  prefetcher.divide(all_slots / kLanes * (output_chunks(call.hidden) + output_chunks(call.size)));
+  each_layer_chunk(scratch, all_slots, [&](ptrdiff_t first, ptrdiff_t slots) AFFNET_LAMBDA {
+    const Channels<T> X = interleaved(scratch.X, g.slot_stride) + first;
+    first_layer<kActivation>(block, read(X), O1, slots, StoreActivated<kActivation, T>{O1}, prefetcher);
+    contract(read(O1), block.w2, block.b2, static_cast<int>(slots / kLanes), MultiplyByMask<T>{X, call.threshold},
+             prefetcher);
+  });
 }
 
-// Gradients at the slots of one block: O1, dP1 and dP2 for the parameters, G for the input.
+// The adjoint at the slots of one gradient chunk: O1, dP1 and dP2 for the gradients of the parameters, and G, which
+// becomes the gradient of X.
 template <Activation kActivation, typename T>
-void spectral_map_vjp(const Call<T>& call, const Block<T>& block, Channels<const T> all_X, Channels<T> all_G,
-                      ptrdiff_t slots, Prefetcher& prefetcher, const Scratch<T>& scratch) {
-  using V = Vec<T>;
-  const Channels<T> P1 = interleaved(scratch.hidden, scratch.step);
-  for (ptrdiff_t slot = 0; slot < slots; slot += scratch.step) {
-    const ptrdiff_t values = slots - slot < scratch.step ? slots - slot : scratch.step;
-    const int vectors = static_cast<int>(values / V::kLanes);
-    const Channels<T> O1 = interleaved(scratch.O1, scratch.block) + slot;
-    const Channels<T> dP1 = interleaved(scratch.dP1, scratch.block) + slot;
-    const Channels<T> dP2 = interleaved(scratch.dP2, scratch.block) + slot;
-    const Channels<const T> X = all_X + slot;
-    const Channels<T> G = all_G + slot;
+void spectral_map_vjp(const Call<T>& call, const Block<T>& block, Channels<const T> chunk_X, Channels<T> chunk_G,
+                      ptrdiff_t chunk_slots, Prefetcher& prefetcher, const Scratch<T>& scratch) {
+  const Channels<T> derivative = interleaved(scratch.hidden, scratch.layer_chunk);
+  each_layer_chunk(scratch, chunk_slots, [&](ptrdiff_t first, ptrdiff_t slots) AFFNET_LAMBDA {
+    const int vectors = static_cast<int>(slots / Vec<T>::kLanes);
+    const Channels<T> O1 = interleaved(scratch.O1, scratch.gradient_chunk) + first;
+    const Channels<T> dP1 = interleaved(scratch.dP1, scratch.gradient_chunk) + first;
+    const Channels<T> dP2 = interleaved(scratch.dP2, scratch.gradient_chunk) + first;
+    const Channels<const T> X = chunk_X + first;
+    const Channels<T> G = chunk_G + first;
+    const MultiplyByMaskVjp<T> multiply_vjp{X, G, dP2, call.threshold};
 
-    first_layer<kActivation>(block, X, P1, O1, values, prefetcher);
-    contract<Product::kForward>(read(O1), block.w2, block.b2, vectors, MultiplyByMaskVjp<T>{X, G, dP2, call.threshold},
-                                prefetcher);
-    if constexpr (is_cheap(kActivation)) {
-      contract<Product::kAdjoint>(read(dP2), block.w2, Bias<T>{}, vectors,
-                                  StoreActivatedVjp<kActivation, T>{read(O1), dP1}, prefetcher);
+    if constexpr (is_idempotent(kActivation)) {
+      first_layer<kActivation>(block, X, O1, slots, StoreActivated<kActivation, T>{O1}, prefetcher);
+      contract(read(O1), block.w2, block.b2, vectors, multiply_vjp, prefetcher);
+      contract(read(dP2), block.w2_adjoint, Bias<T>{}, vectors, StoreIdempotentVjp<kActivation, T>{read(O1), dP1},
+               prefetcher);
     } else {
-      contract<Product::kAdjoint>(read(dP2), block.w2, Bias<T>{}, vectors,
-                                  StoreActivated<Activation::kIdentity, T>{dP1}, prefetcher);
-      each_channel(call.hidden, values, V::kLanes, [&](int o, ptrdiff_t v) AFFNET_LAMBDA {
-        const ptrdiff_t at = o * dP1.stride + v;
-        StoreActivatedVjp<kActivation, T>{read(P1), dP1}(o, v, V::load(dP1.re + at), V::load(dP1.im + at));
-      });
+      first_layer<kActivation>(block, X, O1, slots, StoreActivatedWithDerivative<kActivation, T>{O1, derivative},
+                               prefetcher);
+      contract(read(O1), block.w2, block.b2, vectors, multiply_vjp, prefetcher);
+      contract(read(dP2), block.w2_adjoint, Bias<T>{}, vectors, StoreScaled<T>{read(derivative), dP1}, prefetcher);
     }
     if (call.input_grad) {
-      contract<Product::kAdjoint>(read(dP1), block.w1, Bias<T>{}, vectors, Accumulate<T>{G}, prefetcher);
+      contract(read(dP1), block.w1_adjoint, Bias<T>{}, vectors, Accumulate<T>{G}, prefetcher);
     }
-  }
+  });
 }
 
 }  // namespace affnet::AFFNET_CAPABILITY

@@ -1,8 +1,8 @@
 // One tile, forward and backward: transform -> spectral map -> inverse transform, all in scratch memory.
 //
-// Scales. The transforms here are unnormalised and leave a factor of 2: X = s/2 * (what they give), s = 1/sqrt(H W). It
-// goes into w1 and into the factor s^2/2 of the branch. Backward, the spectrum of dy also carries half the hermitian
-// weight, so what is summed over its slots is sums over the full spectrum, and dx comes out with the same s^2/2.
+// Scales. The transforms are unnormalised and leave a factor of 2: X = s/2 * (what they return), s = 1/sqrt(H W). The
+// factor goes into w1, and into the s^2/2 that scales the branch. Backward, the spectrum of dy also carries half the
+// Hermitian weight, so that sums over its slots are sums over the full spectrum, and dx has the same scale s^2/2.
 #pragma once
 
 #include "spectral_map.h"
@@ -18,7 +18,7 @@ Planes<Pointee> planes_of(const Call<T>& call, Pointee* data, int64_t first, int
   return {static_cast<Byte*>(data) + offset * storage_bytes(call.storage), channels * plane, call.storage};
 }
 
-// Whether all outputs are finite.
+// `finite` holds sums of 0 * output, which are 0 unless an output is not finite.
 template <typename T>
 bool all_finite(Vec<T> finite) {
   for (int l = 0; l < Vec<T>::kLanes; ++l) {
@@ -27,7 +27,7 @@ bool all_finite(Vec<T> finite) {
   return true;
 }
 
-// Block k of the images from `first` on; k < 0: none.
+// Channel block k of 2^images_log2 images from `first` on; no tile if k < 0.
 struct Tile {
   int64_t k, first;
   int images_log2;
@@ -39,7 +39,7 @@ const Geometry<T>& geometry_of(const Call<T>& call, const Tile& tile) {
   return tile.alone ? *call.alone : *call.geometry[tile.images_log2];
 }
 
-// Queues a tile's part of a tensor [B, C, H, W], in which the planes of a block are one run.
+// Queues a tile's part of a tensor [B, C, H, W], where the planes of a block are contiguous in each image.
 template <typename T>
 void prefetch(const Call<T>& call, const Tile& tile, const void* data, Prefetcher& prefetcher) {
   if (tile.k < 0) return;
@@ -49,7 +49,7 @@ void prefetch(const Call<T>& call, const Tile& tile, const void* data, Prefetche
   }
 }
 
-// Whether the tile's part of y is finite. While this tile is computed, memory is asked for the next one's x.
+// Computes the tile's part of y and returns whether it is finite. The next tile's x is prefetched meanwhile.
 template <typename T>
 bool forward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, const Tile& next, T scale,
                   const Scratch<T>& scratch) {
@@ -71,7 +71,8 @@ bool forward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, 
   return all_finite(finite);
 }
 
-// Whether the tile's part of dx is finite. The parameters' gradients are added to the sums in scratch memory, unscaled.
+// Computes the tile's part of dx, if asked for, and returns whether it is finite. The gradients of the parameters are
+// added, unscaled, to the partial sums in scratch memory.
 template <typename T>
 bool backward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, const Tile& next, T scale,
                    const Scratch<T>& scratch) {
@@ -88,20 +89,20 @@ bool backward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile,
   prefetch<T>(call, next, call.x, prefetcher);
   prefetch<T>(call, next, call.dy, prefetcher);
   const ptrdiff_t slots = round_up(g.slots, kLanes);
-  prefetcher.divide(slots / kLanes * 2 * (contraction_tiles(call.hidden) + contraction_tiles(call.size)));
-  const ptrdiff_t blocks = (slots + kMostBlockSlots - 1) / kMostBlockSlots;
-  const ptrdiff_t block_slots = round_up((slots + blocks - 1) / blocks, kLanes);
-  for (ptrdiff_t slot = 0; slot < slots; slot += block_slots) {
-    const ptrdiff_t count = slots - slot < block_slots ? slots - slot : block_slots;
+  prefetcher.divide(slots / kLanes * 2 * (output_chunks(call.hidden) + output_chunks(call.size)));
+  const ptrdiff_t chunks = (slots + kMaxGradientChunk - 1) / kMaxGradientChunk;
+  const ptrdiff_t chunk_slots = round_up((slots + chunks - 1) / chunks, kLanes);
+  for (ptrdiff_t slot = 0; slot < slots; slot += chunk_slots) {
+    const ptrdiff_t count = slots - slot < chunk_slots ? slots - slot : chunk_slots;
     const int vectors = static_cast<int>(count / kLanes);
     const Channels<const T> X = read(interleaved(scratch.X, g.slot_stride) + slot);
     const Channels<T> G = interleaved(scratch.G, g.slot_stride) + slot;
     with_activation(call.activation,
                     [&](auto a) { spectral_map_vjp<a()>(call, block, X, G, count, prefetcher, scratch); });
     if (!call.parameter_grads) continue;
-    const Channels<const T> O1 = read(interleaved(scratch.O1, scratch.block));
-    const Channels<const T> dP1 = read(interleaved(scratch.dP1, scratch.block));
-    const Channels<const T> dP2 = read(interleaved(scratch.dP2, scratch.block));
+    const Channels<const T> O1 = read(interleaved(scratch.O1, scratch.gradient_chunk));
+    const Channels<const T> dP1 = read(interleaved(scratch.dP1, scratch.gradient_chunk));
+    const Channels<const T> dP2 = read(interleaved(scratch.dP2, scratch.gradient_chunk));
     add_weight_grad(X, dP1, vectors, call.size, call.hidden, scratch.dW1);
     add_bias_grad(dP1, vectors, call.hidden, scratch.dB1);
     add_weight_grad(O1, dP2, vectors, call.hidden, call.size, scratch.dW2);

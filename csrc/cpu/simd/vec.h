@@ -22,13 +22,13 @@ namespace affnet::AFFNET_CAPABILITY {
 
 #if defined(__AVX512F__)
 inline constexpr int kVecBytes = 64;
-inline constexpr int kTileOutputs = 8;  // of a channel contraction: 3 accumulators each, of 32 registers
+inline constexpr int kChunkOutputs = 8;  // of a contraction: 3 accumulators each, of 32 registers
 #elif defined(__AVX2__)
 inline constexpr int kVecBytes = 32;
-inline constexpr int kTileOutputs = 4;  // of 16 registers
+inline constexpr int kChunkOutputs = 4;  // of 16 registers
 #else
 inline constexpr int kVecBytes = 16;
-inline constexpr int kTileOutputs = 4;
+inline constexpr int kChunkOutputs = 4;
 #endif
 
 constexpr ptrdiff_t round_up(ptrdiff_t value, ptrdiff_t to) { return (value + to - 1) / to * to; }
@@ -144,7 +144,7 @@ AFFNET_INLINE void store_first(Vec<T> v, T* p, int count) {
 
 // The same in each half of the lanes, from and to p and q; only where masks are cheap.
 #if defined(__AVX512F__)
-inline constexpr bool kHasHalves = true;
+inline constexpr bool kHasHalves = true, kHasMasks = true;
 template <typename T>
 AFFNET_INLINE Vec<T> load_halves(const T* p, const T* q, int count) {
   const unsigned mask = (1u << count) - 1;
@@ -170,7 +170,7 @@ AFFNET_INLINE void store_halves(Vec<T> v, T* p, T* q, int count) {
   }
 }
 #else
-inline constexpr bool kHasHalves = false;
+inline constexpr bool kHasHalves = false, kHasMasks = false;
 template <typename T>
 AFFNET_INLINE Vec<T> load_halves(const T* p, const T*, int count) {
   return load_first(p, count);
@@ -197,56 +197,121 @@ AFFNET_INLINE Vec<T> polynomial(Vec<T> v, const T (&coefficients)[N]) {  // lowe
   return sum;
 }
 
-// exp(v) to 1 ulp or two; v is clamped to where the result is a normal number, and a NaN stays one.
+// v between -limit and limit; a NaN stays one.
 template <typename T>
-AFFNET_INLINE Vec<T> exp_(Vec<T> v) {
-  using V = Vec<T>;
-  constexpr bool kSingle = sizeof(T) == 4;
-  constexpr T kLimit = kSingle ? T(87) : T(708);
-  constexpr T kRound =
-      kSingle ? T(12582912) : T(6755399441055744);  // 1.5 * 2^mantissa bits: adding it rounds to an int
-  constexpr T kLn2High = kSingle ? T(0.693359375) : T(6.93147180369123816490e-01);
-  constexpr T kLn2Low = kSingle ? T(-2.12194440054690583e-4) : T(1.90821492927058770002e-10);
-  v = select(v > V(kLimit), V(kLimit), select(v < V(-kLimit), V(-kLimit), v));
-  const V shifted = v * V(T(1.44269504088896340736)) + V(kRound);
-  const V n = shifted - V(kRound);
-  const V r = (v - n * V(kLn2High)) - n * V(kLn2Low);
-  V p;
-  if constexpr (kSingle) {  // minimax on [-ln2/2, ln2/2], relative error 3e-9
-    p = polynomial(
-        r, {1.0f, 1.0f, 4.999999345e-01f, 1.666652069e-01f, 4.166838742e-02f, 8.368710257e-03f, 1.381461121e-03f});
-  } else {  // Taylor, relative error 4e-18
-    p = polynomial(r, {1.0, 1.0, 1. / 2, 1. / 6, 1. / 24, 1. / 120, 1. / 720, 1. / 5040, 1. / 40320, 1. / 362880,
-                       1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800});
+AFFNET_INLINE Vec<T> clamp(Vec<T> v, T limit) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {  // of a NaN and a number, both instructions return their second operand
+    return Vec<T>(_mm512_min_ps(Vec<T>(limit).raw, _mm512_max_ps(Vec<T>(-limit).raw, v.raw)));
   }
-  using Bits = typename V::Bits;
-  return V((typename V::Raw)((Bits)p.raw + ((Bits)shifted.raw << (kSingle ? 23 : 52))));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    return Vec<T>(_mm256_min_ps(Vec<T>(limit).raw, _mm256_max_ps(Vec<T>(-limit).raw, v.raw)));
+  }
+#endif
+  v = select(v > Vec<T>(limit), Vec<T>(limit), v);
+  return select(v < Vec<T>(-limit), Vec<T>(-limit), v);
 }
 
-AFFNET_INLINE Vec<float> erf_(Vec<float> v) {
+// 2^n * v, where n is an integer given by the low bits of `shifted` from bit kFraction upwards; neither it nor the
+// result may leave the range of normal numbers.
+template <int kFraction, typename T>
+AFFNET_INLINE Vec<T> scale_by_power_of_two(Vec<T> v, Vec<T> shifted) {
+  using Bits = typename Vec<T>::Bits;
+  const Bits n = (Bits)shifted.raw >> kFraction;
+  return Vec<T>((typename Vec<T>::Raw)((Bits)v.raw + (n << (sizeof(T) == 4 ? 23 : 52))));
+}
+
+// The larger of v and 0; a NaN stays one.
+template <typename T>
+AFFNET_INLINE Vec<T> max_with_zero(Vec<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return Vec<T>(_mm512_max_ps(_mm512_setzero_ps(), v.raw));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return Vec<T>(_mm256_max_ps(_mm256_setzero_ps(), v.raw));
+#endif
+  return select(v < Vec<T>(T(0)), Vec<T>(T(0)), v);
+}
+
+#if defined(__AVX512F__)
+// 2^(i / 32)
+alignas(64) inline constexpr float kRootsOfTwo[32] = {
+    1.f,        1.0218972f, 1.0442737f, 1.0671405f, 1.0905077f, 1.1143868f, 1.1387886f, 1.1637249f,
+    1.1892071f, 1.2152474f, 1.2418578f, 1.269051f,  1.2968396f, 1.3252367f, 1.3542556f, 1.38391f,
+    1.4142135f, 1.4451808f, 1.4768262f, 1.5091645f, 1.5422108f, 1.5759809f, 1.6104903f, 1.6457555f,
+    1.6817929f, 1.7186193f, 1.7562522f, 1.7947091f, 1.8340081f, 1.8741677f, 1.9152066f, 1.9571441f,
+};
+#endif
+
+// exp(v) with a relative error of at most 2e-7 + 2e-8 |v|; v is clamped to where the result is a normal number, and a
+// NaN stays one. Adding 1.5 * 2^(23 - b) to a small number rounds it to a multiple of 2^-b, and the sum's lowest bits
+// are that multiple. The polynomials are minimax.
+AFFNET_INLINE Vec<float> exp_(Vec<float> v) {
   using V = Vec<float>;
-  const V size = select(v < V(0.0f), -v, v);
-  const V square = v * v;
-  // Both minimax: erf(v) / v in v * v on [0, 1], relative error 1e-9; log(erfc(v)) on [1, 4].
-  const V near = v * polynomial(square, {1.128379166e+00f, -3.761262582e-01f, 1.128358514e-01f, -2.685381167e-02f,
-                                         5.188327211e-03f, -8.010189519e-04f, 7.853847832e-05f});
-  const V capped = select(size > V(4.0f), V(4.0f), size);
-  const V far =
-      V(1.0f) - exp_(polynomial(capped, {1.884677922e-04f, -1.129580312e+00f, -6.332163949e-01f, -1.084221027e-01f,
-                                         2.521034233e-02f, -4.205285908e-03f, 4.414729186e-04f, -2.169763918e-05f}));
-  return select(size > V(1.0f), select(v < V(0.0f), -far, far), near);
+  v = clamp(v, 87.0f);
+  const V log2_e(1.44269504088896340736f);
+#if defined(__AVX512F__)
+  // exp(v) = 2^n * 2^f with n a multiple of 1/32, the power of whose fraction is looked up: SiLU takes 43 % less time
+  // than with the plain polynomial (Zen 4).
+  const V shifted(_mm512_fmadd_ps(v.raw, log2_e.raw, V(393216.0f).raw));
+  const V f(_mm512_fmsub_ps(v.raw, log2_e.raw, (shifted - V(393216.0f)).raw));
+  const V root(_mm512_permutex2var_ps(_mm512_load_ps(kRootsOfTwo), _mm512_castps_si512(shifted.raw),
+                                      _mm512_load_ps(kRootsOfTwo + 16)));
+  const V power = scale_by_power_of_two<5>(root, shifted);
+  return power + power * (f * polynomial(f, {6.931573153e-01f, 2.402265966e-01f}));  // relative error 5e-8
+#else
+  const V shifted = v * log2_e + V(12582912.0f);
+  const V n = shifted - V(12582912.0f);
+  const V r = (v - n * V(0.693359375f)) - n * V(-2.12194440054690583e-4f);  // ln 2 in two parts
+  const V power = polynomial(r, {1.0f, 1.0f, 4.999999345e-01f, 1.666652069e-01f, 4.166838742e-02f, 8.368710257e-03f,
+                                 1.381461121e-03f});  // relative error 3e-9
+  return scale_by_power_of_two<0>(power, shifted);
+#endif
 }
 
-// Float64 is there for accuracy, not speed: the library's function, lane by lane.
+// The same to 1 ulp or two.
+AFFNET_INLINE Vec<double> exp_(Vec<double> v) {
+  using V = Vec<double>;
+  constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  v = clamp(v, 708.0);
+  const V shifted = v * V(1.44269504088896340736) + V(kRound);
+  const V n = shifted - V(kRound);
+  const V r = (v - n * V(6.93147180369123816490e-01)) - n * V(1.90821492927058770002e-10);  // ln 2 in two parts
+  const V power = polynomial(r, {1.0, 1.0, 1. / 2, 1. / 6, 1. / 24, 1. / 120, 1. / 720, 1. / 5040, 1. / 40320,
+                                 1. / 362880, 1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800});
+  return scale_by_power_of_two<0>(power, shifted);  // Taylor, relative error 4e-18
+}
+
+// v * p(v^2) / q(v^2) between -limit and limit; beyond them, and never above it, the value 1 that it has there.
+template <int P, int Q>
+AFFNET_INLINE Vec<float> odd_sigmoid(Vec<float> v, float limit, const float (&p)[P], const float (&q)[Q]) {
+  v = clamp(v, limit);
+  const Vec<float> square = v * v;
+  return clamp(v * polynomial(square, p) / polynomial(square, q), 1.0f);
+}
+
+// erf(v) with a relative error of at most 4e-7, of which the fit is 5e-8.
+AFFNET_INLINE Vec<float> erf_(Vec<float> v) {
+  return odd_sigmoid(v, 3.92f,
+                     {1.128379107e+00f, 1.999222189e-01f, 5.057300627e-02f, 3.701500362e-03f, 1.418470783e-04f,
+                      -1.957807171e-06f, 1.992403931e-08f},
+                     {1.0f, 5.105081201e-01f, 1.149974465e-01f, 1.435299311e-02f, 9.560100152e-04f});
+}
+
+// tanh(v) with a relative error of at most 4e-7, of which the fit is 2e-8.
+AFFNET_INLINE Vec<float> tanh_(Vec<float> v) {
+  return odd_sigmoid(v, 9.0f, {1.0f, 1.338101476e-01f, 3.495574696e-03f, 2.060886436e-05f, 1.335436562e-08f},
+                     {1.0f, 4.671432972e-01f, 2.587693185e-02f, 3.285612911e-04f, 7.776435495e-07f});
+}
+
+// Float64 is there for accuracy, not speed: the library's functions, lane by lane.
 AFFNET_INLINE Vec<double> erf_(Vec<double> v) {
   for (int i = 0; i < Vec<double>::kLanes; ++i) v.raw[i] = __builtin_erf(v.raw[i]);
   return v;
 }
 
-template <typename T>
-AFFNET_INLINE Vec<T> tanh_(Vec<T> v) {
-  for (int i = 0; i < Vec<T>::kLanes; ++i)
-    v.raw[i] = sizeof(T) == 4 ? __builtin_tanhf(v.raw[i]) : __builtin_tanh(v.raw[i]);
+AFFNET_INLINE Vec<double> tanh_(Vec<double> v) {
+  for (int i = 0; i < Vec<double>::kLanes; ++i) v.raw[i] = __builtin_tanh(v.raw[i]);
   return v;
 }
 
