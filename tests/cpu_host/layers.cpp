@@ -1,34 +1,18 @@
 // Checks the CPU kernel's elementary functions, activations, contractions and gradients of parameters, each on its own,
 // against plain loops in double; the argument names the check. Compiled for each instruction set, see
-// tests/test_cpu_layers.py.
+// tests/test_cpu_host.py.
 #include <cmath>
 #include <complex>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <limits>
 #include <vector>
 
+#include "check.h"
 #include "spectral_map.h"
 
 namespace affnet::AFFNET_CAPABILITY {
 namespace {
 
 using Complex = std::complex<double>;
-
-template <typename... Values>
-void expect(bool condition, const char* format, Values... values) {
-  if (condition) return;
-  std::fprintf(stderr, format, values...);
-  std::fprintf(stderr, "\n");
-  std::exit(1);
-}
-
-double random_number() {
-  static uint64_t state = 1;
-  state = state * 6364136223846793005u + 1442695040888963407u;
-  return static_cast<double>(static_cast<int64_t>(state)) * 0x1p-63;
-}
 
 // Function values.
 
@@ -290,10 +274,7 @@ void check_gradients() {
 
 void parameter_gradients() { check_gradients<float>(), check_gradients<double>(); }
 
-const struct {
-  const char* name;
-  void (*run)();
-} kChecks[] = {
+const Check kChecks[] = {
     {"exp_float", exp_float},
     {"erf_float", erf_float},
     {"tanh_float", tanh_float},
@@ -308,11 +289,4 @@ const struct {
 }  // namespace
 }  // namespace affnet::AFFNET_CAPABILITY
 
-int main(int argc, char** argv) {
-  int ran = 0;
-  for (const auto& check : affnet::AFFNET_CAPABILITY::kChecks) {
-    if (argc == 2 && std::strcmp(check.name, argv[1]) == 0) check.run(), ++ran;
-  }
-  if (ran != 1) std::fprintf(stderr, "expected the name of a check\n");
-  return ran == 1 ? 0 : 2;
-}
+int main(int argc, char** argv) { return run_named(affnet::AFFNET_CAPABILITY::kChecks, argc, argv); }

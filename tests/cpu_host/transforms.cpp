@@ -3,14 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <complex>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <functional>
 #include <numeric>
 #include <set>
 #include <vector>
 
+#include "check.h"
 #include "fft/layout.h"
 #include "fft/long_fft.h"
 #include "fft/planner.h"
@@ -20,20 +18,6 @@ namespace affnet::AFFNET_CAPABILITY {
 namespace {
 
 using Complex = std::complex<double>;
-
-template <typename... Values>
-void expect(bool condition, const char* format, Values... values) {
-  if (condition) return;
-  std::fprintf(stderr, format, values...);
-  std::fprintf(stderr, "\n");
-  std::exit(1);
-}
-
-double random_number() {
-  static uint64_t state = 1;
-  state = state * 6364136223846793005u + 1442695040888963407u;
-  return static_cast<double>(static_cast<int64_t>(state)) * 0x1p-63;
-}
 
 std::vector<Complex> roots_of(int n) {
   std::vector<Complex> roots(n);
@@ -384,18 +368,13 @@ void layouts() {
   expect(thin > 0, "some map to be thin");
 }
 
+const Check kChecks[] = {
+    {"codelets", codelets},         {"plans_to_200", plans_to_200}, {"long_plans", long_plans},
+    {"long_signals", long_signals}, {"shuffles", shuffles},         {"rows", rows},
+    {"conversions", conversions},   {"layouts", layouts},
+};
+
 }  // namespace
 }  // namespace affnet::AFFNET_CAPABILITY
 
-int main(int, char** argv) {
-  using namespace affnet::AFFNET_CAPABILITY;
-  const std::pair<const char*, void (*)()> checks[] = {
-      {"codelets", codelets},         {"plans_to_200", plans_to_200}, {"long_plans", long_plans},
-      {"long_signals", long_signals}, {"shuffles", shuffles},         {"rows", rows},
-      {"conversions", conversions},   {"layouts", layouts},
-  };
-  for (const auto& [name, check] : checks) {
-    if (std::strcmp(name, argv[1]) == 0) return check(), 0;
-  }
-  return 2;
-}
+int main(int argc, char** argv) { return run_named(affnet::AFFNET_CAPABILITY::kChecks, argc, argv); }
