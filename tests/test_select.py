@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 import affnet_kernels
 from affnet_kernels import MixerSpec, available_backends, fused_aff_mixer, ops
 from affnet_kernels.backends import BACKENDS, select
+from affnet_kernels.backends.native import Native
 from tests.helpers import SHAPES, make_inputs
 
 PACKAGE = Path(affnet_kernels.__file__).parent
@@ -238,8 +240,16 @@ def test_a_named_backend_is_explained() -> None:
 def test_a_cuda_call_without_a_cuda_device_is_explained() -> None:
     spec = MixerSpec.of(X, W1)._replace(device=torch.device("cuda", 0))
     refusals = available_backends(spec)
-    assert "no CUDA device is available" in refusals["cuda"]
-    assert any("CUDA device" in reason for reason in refusals["triton"])
+    assert refusals["cuda"] != []
+    assert any(reason.startswith("expected a CUDA device that PyTorch can use") for reason in refusals["triton"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_an_extension_with_cuda_and_no_device() -> None:
+    built = SimpleNamespace(build_info=lambda: {"cuda": "13.0"}, cuda_limits=lambda: {"channels": 256, "plane": 2**30})
+    spec = MixerSpec.of(X, W1)._replace(device=torch.device("cuda", 0))
+    (reason,) = Native("cuda", built, "").unsupported(spec)
+    assert reason.startswith("expected a CUDA device that PyTorch can use, got cuda:0: ")
 
 
 def test_the_schemas_of_the_extension_and_of_python_agree() -> None:

@@ -50,11 +50,12 @@ class Native:
             reasons += beyond_limits(spec, self._extension.cuda_limits())
         if spec.device.type != self.NAME:
             reasons.append(f"expected a tensor on {self.NAME}, got one on {spec.device.type}")
-        elif self.NAME == "cuda" and not torch.cuda.is_available():
-            reasons.append("no CUDA device is available")
         elif self.NAME == "cuda" and not reasons and self._extension is not None:
-            targets = self._extension.build_info()["cuda_targets"]
-            reasons += missing_target(targets, torch.cuda.get_device_capability(spec.device))
+            try:
+                capability = torch.cuda.get_device_capability(spec.device)
+            except (AssertionError, RuntimeError) as error:  # PyTorch's, where there is no such device
+                return [f"expected a CUDA device that PyTorch can use, got {spec.device}: {error}"]
+            reasons += missing_target(self._extension.build_info()["cuda_targets"], capability)
         return reasons
 
     def forward(
