@@ -74,7 +74,7 @@ gpu-rehearsal: install
 
 test: install lint
 	@echo '== running the tests'
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist loadgroup
 
 # From Triton's compiler and from nvcc.
 compile-check: install

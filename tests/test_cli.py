@@ -27,7 +27,8 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         assert re.search(rf"^  {backend.NAME}: .+", said, re.MULTILINE)
 
 
-def test_check_passes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_passes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "SHAPES", cli.SHAPES[3:])  # the small ones, which Triton's interpreter runs too
     assert cli.main(["check"]) == 0
     said = capsys.readouterr().out
     assert len(re.findall(r"^cpu +cpu .* ok$", said, re.MULTILINE)) == len(cli.SHAPES) * len(cli.BOUNDS)

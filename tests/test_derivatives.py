@@ -91,7 +91,7 @@ def test_transform(name: str, mixer: Callable[..., Tensor]) -> None:
     ("name", "compiler"),
     [
         *((name, compiler) for name in TRANSFORMS for compiler in ("eager", "aot_eager")),
-        *((name, "inductor") for name in ("gradients", "per_sample", "hessian")),
+        *((name, "inductor") for name in ("gradients", "per_sample")),
     ],
 )
 def test_compiled_transform(name: str, compiler: str) -> None:

@@ -22,6 +22,9 @@ from affnet_kernels.spec import MixerSpec
 from tests.stub_driver.driver import build
 
 
+pytestmark = pytest.mark.xdist_group("triton launch")  # one worker, one report
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `tests.stub_driver.launches` prints, run with an empty cache of compiled kernels."""
