@@ -66,6 +66,7 @@ on_host_runtime -m pytest -q -p no:cacheprovider tests/test_cuda_launcher.py
 on_host_runtime -m tests.test_cuda_launcher
 
 step 'running the tests that depend on PyTorch'
-OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -q -p no:cacheprovider --numprocesses 2 --dist worksteal --ignore=tests/test_cuda_emulated.py --ignore=tests/test_cuda_mma.py --ignore=tests/test_plan_cache.py \
-  --ignore=tests/test_build.py
+ignored=()
+for name in cuda_emulated cuda_mma plan_cache cpu_host triton_launch build; do ignored+=("--ignore=tests/test_$name.py"); done
+OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -q -p no:cacheprovider --numprocesses 2 --dist loadgroup "${ignored[@]}"
 step 'done'

@@ -21,7 +21,6 @@ from affnet_kernels.backends.triton.matrices import dft_matrices
 from affnet_kernels.spec import MixerSpec
 from tests.stub_driver.driver import build
 
-
 pytestmark = pytest.mark.xdist_group("triton launch")  # one worker, one report
 
 
