@@ -1,9 +1,9 @@
 """The mixer as PyTorch operators: schemas, derivatives, vmap rules, fake kernels, and the direct way in eager mode.
 
 `mixer_forward` and `mixer_backward` are complete operators: autograd, `torch.func`, `torch.compile`, `torch.export` and
-a direct call of `torch.ops.affnet_kernels` all find the derivative on the operator itself. The derivative is a
-`torch.autograd.Function` registered for the Autograd key, as derivatives written in C++ are, so functorch can run it at
-any of its levels. (`torch.library.register_autograd` fails under `torch.func.grad` and returns zero tangents from
+a direct call of `torch.ops.affnet_kernels` all find the derivative on the operator itself. It is an autograd Function of
+a single level, registered for the Autograd key as derivatives written in C++ are, so functorch can run it at any of its
+levels. (`torch.library.register_autograd` fails under `torch.func.grad` and returns zero tangents from
 `torch.func.jvp`; a Function around an operator without a derivative is lost wherever PyTorch sees only the operator.)
 Forward-mode differentiation raises.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.autograd_function import enable_single_level_autograd_function  # type: ignore[attr-defined]
+from torch.autograd.function import _SingleLevelFunction
 
 from affnet_kernels.backends import reference, select
 from affnet_kernels.backends.native import EXTENSION, Native
@@ -155,7 +156,7 @@ def _backward_fake(
     return _empty_gradients(x, Parameters(w1, b1, w2, b2), input_grad, parameter_grads)
 
 
-class _Forward(torch.autograd.Function):
+class _Forward(_SingleLevelFunction):
     @staticmethod
     def forward(ctx: Any, grad_enabled: bool, *arguments: Any) -> Tensor:
         *tensors, ctx.sparsity_threshold, ctx.activation, ctx.backend, dynamic_threshold = arguments
@@ -173,7 +174,7 @@ class _Forward(torch.autograd.Function):
         return None, *(gradient if need else None for gradient, need in needed), None, None, None, None
 
 
-class _Backward(torch.autograd.Function):
+class _Backward(_SingleLevelFunction):
     @staticmethod
     def forward(ctx: Any, grad_enabled: bool, *arguments: Any) -> Gradients:
         *tensors, ctx.sparsity_threshold, ctx.activation, _, ctx.input_grad, ctx.parameter_grads, dynamic = arguments
@@ -197,16 +198,15 @@ class _Backward(torch.autograd.Function):
 
 def _autograd_kernel(
     operator: Callable[..., Any],
-    function: type[torch.autograd.Function],
+    function: type[_SingleLevelFunction],
     threshold_at: int,  # the position of sparsity_threshold
     count: int,  # of the arguments without the last, dynamic_threshold
 ) -> Callable[..., Any]:
     """`function` as the kernel of an operator's Autograd key, which functorch may run at any of its levels.
 
-    The public `Function.apply` would pass the call to functorch, which has just made it. Below this level the caller's
-    grad mode is restored: `apply` switches it off, and outer levels would record nothing.
+    A public `torch.autograd.Function` would pass the call to functorch, which has just made it. Below this level the
+    caller's grad mode is restored: `apply` switches it off, and outer levels would record nothing.
     """
-    apply = super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
     def kernel(*arguments: Any) -> Any:
         if isinstance(threshold := arguments[threshold_at], torch.SymFloat):
@@ -215,7 +215,7 @@ def _autograd_kernel(
         if len(arguments) == count:
             arguments = (*arguments, None)
         with enable_single_level_autograd_function():
-            return apply(torch.is_grad_enabled(), *arguments)
+            return function.apply(torch.is_grad_enabled(), *arguments)  # type: ignore[attr-defined]
 
     return kernel
 
