@@ -1,7 +1,7 @@
 """The mixer as PyTorch operators: schemas, derivatives, vmap rules, fake kernels, and the direct way in eager mode.
 
 `mixer_forward` and `mixer_backward` are complete operators: autograd, `torch.func`, `torch.compile`, `torch.export` and
-a direct call of `torch.ops.affnet_kernels` all find the derivative on the operator itself. It is an autograd Function of
+a direct call of `torch.ops.affnet_kernels` all find the derivative on the operator. It is an autograd Function of
 a single level, registered for the Autograd key as derivatives written in C++ are, so functorch can run it at any of its
 levels. (`torch.library.register_autograd` fails under `torch.func.grad` and returns zero tangents from
 `torch.func.jvp`; a Function around an operator without a derivative is lost wherever PyTorch sees only the operator.)
