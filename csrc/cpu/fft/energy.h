@@ -80,18 +80,22 @@ class Energies {
     for (int i = 0; i < 2 * kLanes * vectors_of(g_.pairs, kLanes); ++i) columns_[i] = 0;
   }
 
+  // The last vector may overlap the one before it, whose columns are not counted twice.
+  AFFNET_INLINE T of_column(int column) const {
+    const int part = column >= g_.pairs ? 1 : 0, pair = column - part * g_.pairs;
+    const int v = static_cast<int>(static_cast<unsigned>(pair) / kLanes);
+    return columns_[(2 * v + part) * kLanes + pair - vector_start(v, g_.pairs, kLanes)];
+  }
+
   void add_chunk() {
     T channels[2 * kLanes] = {};
-    for (int v = 0; v < vectors_of(g_.pairs, kLanes); ++v) {
-      const int start = vector_start(v, g_.pairs, kLanes);
-      for (int lane = v * kLanes - start; lane < kLanes && start + lane < g_.pairs; ++lane) {  // not those of v - 1
-        for (int part = 0; part < 2; ++part) {
-          const int column = start + lane + part * g_.pairs, plane = column / g_.pitch;
-          if (plane >= g_.planes() || column % g_.pitch >= g_.width) continue;
-          const T energy = columns_[(2 * v + part) * kLanes + lane];
-          images_[plane / g_.channels] += energy;
-          channels[plane % g_.channels] += energy;
-        }
+    int first = 0;  // column of the plane
+    for (int image = 0; image < g_.images; ++image) {
+      for (int channel = 0; channel < g_.channels; ++channel, first += g_.pitch) {
+        T energy = 0;
+        for (int column = first; column < first + g_.width; ++column) energy += of_column(column);
+        images_[image] += energy;
+        channels[channel] += energy;
       }
     }
     channels_alike_ = channels_alike_ && is_alike(channels, g_.channels, T(kMostOfChannels));
