@@ -228,17 +228,17 @@ def _scaled(tensor: Tensor, scales: tuple[float, ...]) -> Tensor:
     return tensor * factors.view(-1, 1, 1, 1)
 
 
-def _smooth_outputs(dy: Tensor, tensors: tuple[Tensor, ...], threshold: float = 0.0) -> tuple[Tensor, ...]:
-    """y and the gradients of a smooth activation: among so many pre-activations some would lie on a kink of ReLU."""
+def _linear_outputs(dy: Tensor, tensors: tuple[Tensor, ...], threshold: float = 0.0) -> tuple[Tensor, ...]:
+    """y and the gradients with the identity as activation: at a scale of 1e8 even SiLU has a kink, as sharp as ReLU."""
     x, parameters = tensors[0], Parameters(*tensors[1:])
-    spec = MixerSpec.of(x, parameters.w1, "silu")
+    spec = MixerSpec.of(x, parameters.w1, "identity")
     return CPU.forward(spec, x, parameters, threshold), *CPU.backward(spec, dy, x, parameters, threshold, True, True)
 
 
-def _smooth_truth(dy: Tensor, tensors: tuple[Tensor, ...], threshold: float = 0.0) -> tuple[Tensor, ...]:
+def _linear_truth(dy: Tensor, tensors: tuple[Tensor, ...], threshold: float = 0.0) -> tuple[Tensor, ...]:
     x, *parameters = (tensor.double() for tensor in tensors)
-    y = reference.mixer(x, parameters, threshold, "silu")
-    return y, *reference.mixer_vjp(dy.double(), x, parameters, threshold, "silu", True, True)
+    y = reference.mixer(x, parameters, threshold, "identity")
+    return y, *reference.mixer_vjp(dy.double(), x, parameters, threshold, "identity", True, True)
 
 
 @pytest.mark.parametrize("name", UNLIKE)
@@ -255,7 +255,7 @@ def test_images_of_unlike_magnitude(
     tensors = make_inputs(UNLIKE[name], dtype)
     x, dy = _scaled(tensors[0], x_scales), _scaled(torch.randn_like(tensors[0]), dy_scales)
     tensors = (x, *tensors[1:])
-    (y, dx, *gradients), (y_truth, dx_truth, *truth) = _smooth_outputs(dy, tensors), _smooth_truth(dy, tensors)
+    (y, dx, *gradients), (y_truth, dx_truth, *truth) = _linear_outputs(dy, tensors), _linear_truth(dy, tensors)
     for image in range(len(x)):
         wide = x[image].double()
         assert relative_error(y[image].double() - wide, y_truth[image] - wide) <= FORWARD_BOUND[dtype]
@@ -271,22 +271,22 @@ def test_images_hardly_alike(name: str, scale: float) -> None:
     tensors = make_inputs(UNLIKE[name])
     x, dy = _scaled(tensors[0], (1.0, scale, scale, 1.0)), _scaled(torch.randn_like(tensors[0]), (scale, 1.0))
     tensors = (x, *tensors[1:])
-    (y, dx, *_), (y_truth, dx_truth, *_) = _smooth_outputs(dy, tensors), _smooth_truth(dy, tensors)
+    (y, dx, *_), (y_truth, dx_truth, *_) = _linear_outputs(dy, tensors), _linear_truth(dy, tensors)
     for image in range(len(x)):
         wide = x[image].double()
         assert relative_error(y[image].double() - wide, y_truth[image] - wide) <= 1e-5
         assert relative_error(dx[image], dx_truth[image]) <= 1e-5
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 7), (1, 21)])
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (7, 7), (1, 21)])
 def test_only_unlike_images_are_computed_alone(height: int, width: int) -> None:
     """Alone, an image has the same bits as in a batch of one; where images share transforms, it has others."""
     tensors = make_inputs(Shape(8, 8, height, width, 8))
     dy = torch.randn_like(tensors[0])
     for scales, alone in (((1.0,), False), ((1.0, 1e4), True), ((0.0, 1.0), True)):
         x = _scaled(tensors[0], scales)
-        batch = _smooth_outputs(dy, (x, *tensors[1:]))[:2]
-        single = [_smooth_outputs(dy[i : i + 1], (x[i : i + 1], *tensors[1:]))[:2] for i in range(len(x))]
+        batch = _linear_outputs(dy, (x, *tensors[1:]))[:2]
+        single = [_linear_outputs(dy[i : i + 1], (x[i : i + 1], *tensors[1:]))[:2] for i in range(len(x))]
         for got, each in zip(batch, zip(*single, strict=True), strict=True):
             assert torch.equal(got, torch.cat(each)) == alone
 
@@ -297,14 +297,14 @@ def test_zero_images(name: str) -> None:
     tensors = make_inputs(UNLIKE[name])
     x, dy = _scaled(tensors[0], (1.0, 0.0, 1e4)), _scaled(torch.randn_like(tensors[0]), (1.0, 1.0, 0.0))
     tensors = (x, *tensors[1:])
-    y, dx, *gradients = _smooth_outputs(dy, tensors, threshold=1.0)
-    truth = _smooth_truth(dy, tensors, threshold=1.0)[2:]
+    y, dx, *gradients = _linear_outputs(dy, tensors, threshold=1.0)
+    truth = _linear_truth(dy, tensors, threshold=1.0)[2:]
     assert torch.equal(y[1::3], x[1::3])
     assert torch.equal(dx[1::3], dy[1::3])
     assert torch.equal(dx[2::3], dy[2::3])
     for gradient, answer in zip(gradients, truth, strict=True):
         assert relative_error(gradient, answer) <= GRADIENT_BOUND[torch.float32]
-    assert torch.equal(_smooth_outputs(dy, tensors, threshold=float("inf"))[0], x)
+    assert torch.equal(_linear_outputs(dy, tensors, threshold=float("inf"))[0], x)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_channels_of_unlike_magnitude(name: str) -> None:
     tensors = make_inputs(THIN[name])
     x, dy = tensors[0], torch.randn_like(tensors[0])
     x[:, 0] *= 1e5
-    (y, *_), (truth, *_) = _smooth_outputs(dy, tensors), _smooth_truth(dy, tensors)
+    (y, *_), (truth, *_) = _linear_outputs(dy, tensors), _linear_truth(dy, tensors)
     for channel in range(x.shape[1]):
         wide = x[:, channel].double()
         error = relative_error(y[:, channel].double() - wide, truth[:, channel] - wide)
