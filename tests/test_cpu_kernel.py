@@ -207,6 +207,121 @@ def test_images_of_a_tile_do_not_spoil_each_other(height: int, width: int, bad: 
         torch.testing.assert_close(gradient[:, 1], expected[:, 1], rtol=1e-4, atol=1e-4)
 
 
+UNLIKE = {
+    "8x8": Shape(8, 64, 8, 8, 8),
+    "7x7": Shape(8, 32, 7, 7, 4),
+    "14x14": Shape(8, 16, 14, 14, 2),
+    "16x16": Shape(8, 16, 16, 16, 2),
+    "32x32": Shape(5, 16, 32, 32, 2),
+    "a row": Shape(8, 26, 1, 61, 2),
+    "a column": Shape(8, 26, 64, 1, 2),
+    "two columns": Shape(4, 6, 640, 2, 2),
+    "one long row": Shape(4, 6, 1, 1024, 2),
+    "one long column": Shape(4, 6, 1024, 2, 2),
+}
+SCALES = (1.0, 1e4, 1e-4, 1e8)
+
+
+def _scaled(tensor: Tensor, scales: tuple[float, ...]) -> Tensor:
+    """Image i of `tensor` times scales[i], and the scales over again for the images that are left."""
+    factors = torch.tensor([scales[i % len(scales)] for i in range(len(tensor))], dtype=tensor.dtype)
+    return tensor * factors.view(-1, 1, 1, 1)
+
+
+def _linear_outputs(dy: Tensor, tensors: tuple[Tensor, ...], threshold: float = 0.0) -> tuple[Tensor, ...]:
+    """y and the gradients with the identity as activation: at a scale of 1e8 even SiLU has a kink, as sharp as ReLU."""
+    x, parameters = tensors[0], Parameters(*tensors[1:])
+    spec = MixerSpec.of(x, parameters.w1, "identity")
+    return CPU.forward(spec, x, parameters, threshold), *CPU.backward(spec, dy, x, parameters, threshold, True, True)
+
+
+def _linear_truth(dy: Tensor, tensors: tuple[Tensor, ...], threshold: float = 0.0) -> tuple[Tensor, ...]:
+    x, *parameters = (tensor.double() for tensor in tensors)
+    y = reference.mixer(x, parameters, threshold, "identity")
+    return y, *reference.mixer_vjp(dy.double(), x, parameters, threshold, "identity", True, True)
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("x_scales", "dy_scales"),
+    [(SCALES, (1.0,)), ((1.0,), SCALES), (SCALES, (1.0, 1e-4, 1e4, 1e-8)), ((1.0, 25.0), (25.0, 1.0))],
+    ids=["x", "dy", "x against dy", "dx alone"],
+)
+def test_images_of_unlike_magnitude(
+    name: str, dtype: torch.dtype, x_scales: tuple[float, ...], dy_scales: tuple[float, ...]
+) -> None:
+    """Each image is as accurate beside images of any magnitude as alone, and so are the parameters' gradients."""
+    tensors = make_inputs(UNLIKE[name], dtype)
+    x, dy = _scaled(tensors[0], x_scales), _scaled(torch.randn_like(tensors[0]), dy_scales)
+    tensors = (x, *tensors[1:])
+    (y, dx, *gradients), (y_truth, dx_truth, *truth) = _linear_outputs(dy, tensors), _linear_truth(dy, tensors)
+    for image in range(len(x)):
+        wide = x[image].double()
+        assert relative_error(y[image].double() - wide, y_truth[image] - wide) <= FORWARD_BOUND[dtype]
+        assert relative_error(dx[image], dx_truth[image]) <= GRADIENT_BOUND[dtype]
+    for gradient, answer in zip(gradients, truth, strict=True):
+        assert relative_error(gradient, answer) <= GRADIENT_BOUND[dtype]
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+@pytest.mark.parametrize("scale", [2.0, 5.0, 6.0, 30.0, 40.0])
+def test_images_hardly_alike(name: str, scale: float) -> None:
+    """Around the ratio from which images are computed alone, the smaller one's branch keeps five digits."""
+    tensors = make_inputs(UNLIKE[name])
+    x, dy = _scaled(tensors[0], (1.0, scale, scale, 1.0)), _scaled(torch.randn_like(tensors[0]), (scale, 1.0))
+    tensors = (x, *tensors[1:])
+    (y, dx, *_), (y_truth, dx_truth, *_) = _linear_outputs(dy, tensors), _linear_truth(dy, tensors)
+    for image in range(len(x)):
+        wide = x[image].double()
+        assert relative_error(y[image].double() - wide, y_truth[image] - wide) <= 1e-5
+        assert relative_error(dx[image], dx_truth[image]) <= 1e-5
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (7, 7), (1, 21)])
+def test_only_unlike_images_are_computed_alone(height: int, width: int) -> None:
+    """Alone, an image has the same bits as in a batch of one; where images share transforms, it has others."""
+    tensors = make_inputs(Shape(8, 8, height, width, 8))
+    dy = torch.randn_like(tensors[0])
+    for scales, alone in (((1.0,), False), ((1.0, 1e4), True), ((0.0, 1.0), True)):
+        x = _scaled(tensors[0], scales)
+        batch = _linear_outputs(dy, (x, *tensors[1:]))[:2]
+        single = [_linear_outputs(dy[i : i + 1], (x[i : i + 1], *tensors[1:]))[:2] for i in range(len(x))]
+        for got, each in zip(batch, zip(*single, strict=True), strict=True):
+            assert torch.equal(got, torch.cat(each)) == alone
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_zero_images(name: str) -> None:
+    """Below the threshold the branch of a zero image is exactly zero, and so are its gradient's and that of no dy."""
+    tensors = make_inputs(UNLIKE[name])
+    x, dy = _scaled(tensors[0], (1.0, 0.0, 1e4)), _scaled(torch.randn_like(tensors[0]), (1.0, 1.0, 0.0))
+    tensors = (x, *tensors[1:])
+    y, dx, *gradients = _linear_outputs(dy, tensors, threshold=1.0)
+    truth = _linear_truth(dy, tensors, threshold=1.0)[2:]
+    assert torch.equal(y[1::3], x[1::3])
+    assert torch.equal(dx[1::3], dy[1::3])
+    assert torch.equal(dx[2::3], dy[2::3])
+    for gradient, answer in zip(gradients, truth, strict=True):
+        assert relative_error(gradient, answer) <= GRADIENT_BOUND[torch.float32]
+    assert torch.equal(_linear_outputs(dy, tensors, threshold=float("inf"))[0], x)
+
+
+@pytest.mark.parametrize(
+    "name", ["a short prime row", "a short prime column", "more channels than are transformed together"]
+)
+def test_channels_of_unlike_magnitude(name: str) -> None:
+    """Channels of a thin map, which share transforms: each keeps five digits of its own."""
+    tensors = make_inputs(THIN[name])
+    x, dy = tensors[0], torch.randn_like(tensors[0])
+    x[:, 0] *= 1e5
+    (y, *_), (truth, *_) = _linear_outputs(dy, tensors), _linear_truth(dy, tensors)
+    for channel in range(x.shape[1]):
+        wide = x[:, channel].double()
+        error = relative_error(y[:, channel].double() - wide, truth[:, channel] - wide)
+        assert error <= 1e-5
+
+
 def _guarded(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """A copy of `tensor` between bands of NaN, and the memory of all three."""
     band = 256

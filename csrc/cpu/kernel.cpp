@@ -30,6 +30,13 @@ Tile tile_at(const Call<T>& call, int64_t k, int64_t index) {
 
 constexpr Tile kNoTile{-1, 0, 0};
 
+// Images, or channels of a thin map, share transforms: one that is not finite, or much larger than the others, spoils
+// these (see fft/energy.h). Such tiles are computed again with each image, and each of its channels, alone.
+template <typename F>
+void each_image_alone(const Tile& tile, F&& f) {
+  for (int64_t image = 0; image < int64_t{1} << tile.images_log2; ++image) f(Tile{tile.k, tile.first + image, 0, true});
+}
+
 template <typename T>
 void forward(const Call<T>& call, int64_t begin, int64_t end, char* memory) {
   const Scratch<T> scratch(call, false, memory);
@@ -42,12 +49,9 @@ void forward(const Call<T>& call, int64_t begin, int64_t end, char* memory) {
     for (int64_t i = begin > k * tiles ? begin : k * tiles; i < last; ++i) {
       const Tile tile = tile_at(call, k, i % tiles);
       const Tile next = i + 1 < end ? tile_at(call, (i + 1) / tiles, (i + 1) % tiles) : kNoTile;
-      if (forward_tile(call, block, tile, next, scale, scratch)) continue;
-      // Images, or channels of a thin map, share transforms: a value that is not finite in one spoils the others. Each
-      // is computed again alone.
-      for (int64_t image = 0; call.shares_transforms() && image < int64_t{1} << tile.images_log2; ++image) {
-        forward_tile(call, block, Tile{k, tile.first + image, 0, true}, kNoTile, scale, scratch);
-      }
+      if (forward_tile(call, block, tile, next, scale, scratch) == Outcome::kGood || !call.shares_transforms())
+        continue;
+      each_image_alone(tile, [&](const Tile& alone) { forward_tile(call, block, alone, kNoTile, scale, scratch); });
     }
   }
 }
@@ -68,21 +72,27 @@ void backward(const Call<T>& call, int k, bool packed, int64_t begin, int64_t en
   const Block<T> block(call, k, scratch);
   if (!packed) block.pack(call, k, true, s / 2);
   scratch.clear_sums();
+  Call<T> without_parameters = call;
+  without_parameters.parameter_grads = false;
   bool finite = true;
   for (int64_t i = begin; i < end && (finite || !call.shares_transforms()); ++i) {
     // The next block's tile belongs to another call of this function, most often on the same thread.
     const Tile next = i + 1 < end           ? tile_at(call, k, i + 1)
                       : k + 1 < call.blocks ? tile_at(call, k + 1, begin)
                                             : kNoTile;
-    finite = backward_tile(call, block, tile_at(call, k, i), next, scale, scratch);
+    const Tile tile = tile_at(call, k, i);
+    const Outcome outcome = backward_tile(call, block, tile, next, scale, scratch);
+    finite = outcome != Outcome::kNotFinite;
+    if (!finite || outcome == Outcome::kGood) continue;
+    // The gradients of the parameters must not be added twice.
+    const Call<T>& again = outcome == Outcome::kUnlikeOutputs ? without_parameters : call;
+    each_image_alone(tile, [&](const Tile& alone) { backward_tile(again, block, alone, kNoTile, scale, scratch); });
   }
-  if (!finite && call.shares_transforms()) {  // as in forward
+  if (!finite && call.shares_transforms()) {  // the sums are not finite either
     scratch.clear_sums();
     for (int64_t i = begin; i < end; ++i) {
-      const Tile tile = tile_at(call, k, i);
-      for (int64_t image = 0; image < int64_t{1} << tile.images_log2; ++image) {
-        backward_tile(call, block, Tile{k, tile.first + image, 0, true}, kNoTile, scale, scratch);
-      }
+      each_image_alone(tile_at(call, k, i),
+                       [&](const Tile& alone) { backward_tile(call, block, alone, kNoTile, scale, scratch); });
     }
   }
   if (call.parameter_grads) store_grads(call, scratch, scale * s / 2, scale, grads);

@@ -32,7 +32,8 @@ struct Call {
   const Geometry<T>* geometry[kMaxImagesLog2 + 1];  // of 1, 2, 4, ... images
   const Geometry<T>* alone;                         // of one image, each channel transformed alone
 
-  // Whether transforms are shared by images or channels, so that a value that is not finite in one spoils others.
+  // Whether transforms are shared by images or channels, so that one that is not finite, or much larger than the
+  // others, spoils these.
   bool shares_transforms() const { return images_log2 > 0 || geometry[0]->channels > 1; }
 
   // A channel block is cut into full tiles of 2^images_log2 images, and into tiles of smaller powers of two, the

@@ -52,12 +52,13 @@ struct Scratch {
   Scratch(const Call<T>& call, bool backward, char* base) {
     constexpr ptrdiff_t kLanes = Vec<T>::kLanes;
     Arena arena(base);
-    ptrdiff_t staging = 0, rows = 0, fft = 0, long_signals = 0, slots = 0;
+    ptrdiff_t staging = 0, rows = 0, pairs = 0, fft = 0, long_signals = 0, slots = 0;
     for (int i = -1; i <= call.images_log2; ++i) {
       const Geometry<T>& g = i < 0 ? *call.alone : *call.geometry[i];
       const auto widen = [](ptrdiff_t& to, ptrdiff_t value) { to = value > to ? value : to; };
       widen(staging, static_cast<ptrdiff_t>(g.height) * g.staging_stride);
       widen(rows, static_cast<ptrdiff_t>((g.height + 1) / 2) * 2 * g.row_stride);
+      widen(pairs, round_up(g.pairs, kLanes));
       widen(fft, g.column_fft.work_length);
       widen(fft, g.row_fft.work_length);
       for (const LongPlan<T>* plan : {&g.long_column_fft, &g.long_row_fft}) {
@@ -71,6 +72,7 @@ struct Scratch {
     const ptrdiff_t size = call.size, hidden_size = call.hidden;
     transform.staging = arena.take<T>(staging);
     transform.rows = arena.take<T>(rows + 2 * kLanes);
+    transform.energy = arena.take<T>(2 * pairs);
     transform.long_signals = arena.take<T>(long_signals);
     for (auto& buffer : transform.fft) buffer = arena.take<Vec<T>>(fft);
     const ptrdiff_t weight = 3 * size * hidden_size;

@@ -49,41 +49,69 @@ void prefetch(const Call<T>& call, const Tile& tile, const void* data, Prefetche
   }
 }
 
-// Computes the tile's part of y and returns whether it is finite. The next tile's x is prefetched meanwhile.
+// Calls f(first channel, whether to keep the energy) for each chunk of channels, which it transforms, and returns
+// whether those that share transforms are alike.
+template <typename T, typename F>
+bool transform_channels(const Geometry<T>& g, int size, const TransformScratch<T>& scratch, F&& f) {
+  Energies<T> energies(g, scratch);
+  each_channel_chunk(g, size, [&](int c) AFFNET_LAMBDA {
+    f(c, g.planes() > 1);
+    energies.end_chunk();
+  });
+  return energies.alike();
+}
+
+// What became of a tile. Unless it is kGood, its images, or its channels if the map is thin, have spoiled each other in
+// the transforms that they share, and must be computed alone.
+enum class Outcome {
+  kGood,
+  kUnlikeInputs,   // backward, x or dy is of unlike magnitude; nothing has been computed yet
+  kUnlikeOutputs,  // the branch, or dx - dy, is; the gradients of the parameters are good
+  kNotFinite,      // some output is not finite
+};
+
+// Computes the tile's part of y. The next tile's x is prefetched meanwhile.
 template <typename T>
-bool forward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, const Tile& next, T scale,
-                  const Scratch<T>& scratch) {
+Outcome forward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, const Tile& next, T scale,
+                     const Scratch<T>& scratch) {
   const int64_t k = tile.k, first = tile.first;
   const Geometry<T>& g = geometry_of(call, tile);
   const ptrdiff_t channel = 2 * static_cast<ptrdiff_t>(g.slot_stride);
   each_channel_chunk(g, call.size, [&](int c) AFFNET_LAMBDA {
-    to_spectrum(g, planes_of(call, call.x, first, k, c), scratch.X + c * channel, false, scratch.transform);
+    to_spectrum(g, planes_of(call, call.x, first, k, c), scratch.X + c * channel, false, false, scratch.transform);
   });
   Prefetcher prefetcher;
   prefetch<T>(call, tile, call.out, prefetcher);
   prefetch<T>(call, next, call.x, prefetcher);
   with_activation(call.activation, [&](auto a) { spectral_map<a()>(call, g, block, prefetcher, scratch); });
   Vec<T> finite(T(0));
-  each_channel_chunk(g, call.size, [&](int c) AFFNET_LAMBDA {
-    from_spectrum(g, scratch.X + c * channel, planes_of(call, call.x, first, k, c),
-                  planes_of(call, call.out, first, k, c), scale, false, finite, scratch.transform);
-  });
-  return all_finite(finite);
+  const bool outputs_alike =
+      transform_channels(g, call.size, scratch.transform, [&](int c, bool keep_energy) AFFNET_LAMBDA {
+        from_spectrum(g, scratch.X + c * channel, planes_of(call, call.x, first, k, c),
+                      planes_of(call, call.out, first, k, c), scale, false, keep_energy, finite, scratch.transform);
+      });
+  return !all_finite(finite) ? Outcome::kNotFinite : outputs_alike ? Outcome::kGood : Outcome::kUnlikeOutputs;
 }
 
-// Computes the tile's part of dx, if asked for, and returns whether it is finite. The gradients of the parameters are
-// added, unscaled, to the partial sums in scratch memory.
+// Computes the tile's part of dx, if asked for. The gradients of the parameters are added, unscaled, to the partial
+// sums in scratch memory.
 template <typename T>
-bool backward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, const Tile& next, T scale,
-                   const Scratch<T>& scratch) {
+Outcome backward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile, const Tile& next, T scale,
+                      const Scratch<T>& scratch) {
   const int64_t k = tile.k, first = tile.first;
   constexpr int kLanes = Vec<T>::kLanes;
   const Geometry<T>& g = geometry_of(call, tile);
   const ptrdiff_t channel = 2 * static_cast<ptrdiff_t>(g.slot_stride);
-  each_channel_chunk(g, call.size, [&](int c) AFFNET_LAMBDA {
-    to_spectrum(g, planes_of(call, call.x, first, k, c), scratch.X + c * channel, false, scratch.transform);
-    to_spectrum(g, planes_of(call, call.dy, first, k, c), scratch.G + c * channel, true, scratch.transform);
+  const bool x_alike = transform_channels(g, call.size, scratch.transform, [&](int c, bool keep_energy) AFFNET_LAMBDA {
+    to_spectrum(g, planes_of(call, call.x, first, k, c), scratch.X + c * channel, false, keep_energy,
+                scratch.transform);
   });
+  if (!x_alike) return Outcome::kUnlikeInputs;
+  const bool dy_alike = transform_channels(g, call.size, scratch.transform, [&](int c, bool keep_energy) AFFNET_LAMBDA {
+    to_spectrum(g, planes_of(call, call.dy, first, k, c), scratch.G + c * channel, true, keep_energy,
+                scratch.transform);
+  });
+  if (!dy_alike) return Outcome::kUnlikeInputs;
   Prefetcher prefetcher;
   if (call.input_grad) prefetch<T>(call, tile, call.out, prefetcher);
   prefetch<T>(call, next, call.x, prefetcher);
@@ -108,13 +136,14 @@ bool backward_tile(const Call<T>& call, const Block<T>& block, const Tile& tile,
     add_weight_grad(O1, dP2, vectors, call.hidden, call.size, scratch.dW2);
     add_bias_grad(dP2, vectors, call.size, scratch.dB2);
   }
-  if (!call.input_grad) return true;
+  if (!call.input_grad) return Outcome::kGood;
   Vec<T> finite(T(0));
-  each_channel_chunk(g, call.size, [&](int c) AFFNET_LAMBDA {
-    from_spectrum(g, scratch.G + c * channel, planes_of(call, call.dy, first, k, c),
-                  planes_of(call, call.out, first, k, c), scale, true, finite, scratch.transform);
-  });
-  return all_finite(finite);
+  const bool outputs_alike =
+      transform_channels(g, call.size, scratch.transform, [&](int c, bool keep_energy) AFFNET_LAMBDA {
+        from_spectrum(g, scratch.G + c * channel, planes_of(call, call.dy, first, k, c),
+                      planes_of(call, call.out, first, k, c), scale, true, keep_energy, finite, scratch.transform);
+      });
+  return !all_finite(finite) ? Outcome::kNotFinite : outputs_alike ? Outcome::kGood : Outcome::kUnlikeOutputs;
 }
 
 }  // namespace affnet::AFFNET_CAPABILITY

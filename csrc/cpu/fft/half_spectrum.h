@@ -1,6 +1,7 @@
 // Planes to slots of the half spectrum and back: transforms of columns, transpose, transforms of rows. See Geometry.
 #pragma once
 
+#include "fft/energy.h"
 #include "fft/thin_maps.h"
 #include "fft/vector_transforms.h"
 #include "hermitian_weight.h"
@@ -9,7 +10,7 @@
 namespace affnet::AFFNET_CAPABILITY {
 
 // Transforms the columns of x to rows of the spectrum. The complex rows come out multiplied by 2, the real ones not.
-template <int N, Access kAccess, typename T>
+template <int N, Access kAccess, bool kKeepEnergy, typename T>
 __attribute__((noinline)) void columns_to_rows(const Geometry<T>& g, const Columns<const T>& x,
                                                const TransformScratch<T>& scratch) {
   using V = Vec<T>;
@@ -22,11 +23,13 @@ __attribute__((noinline)) void columns_to_rows(const Geometry<T>& g, const Colum
     // where those of the second belong.
     T* const first = scratch.rows + j;
     T* const second = first + g.pairs;
+    V first_energy(T(0)), second_energy(T(0));
     Workspace<N, T>(scratch).transform(
         g.column_fft,
         [&](auto h, V& re, V& im) AFFNET_LAMBDA {
           re = load_columns<kAccess>(x, x.first + h * x.stride + offset);
           im = load_columns<kAccess>(x, x.second + h * x.stride + offset);
+          if constexpr (kKeepEnergy) first_energy += re * re, second_energy += im * im;
         },
         [&](auto k, V re, V im, V mirror_re, V mirror_im) AFFNET_LAMBDA {
           if (hermitian_weight(k, height) == 1) {
@@ -40,12 +43,13 @@ __attribute__((noinline)) void columns_to_rows(const Geometry<T>& g, const Colum
             (mirror_re - re).store(second + row + part);
           }
         });
+    if constexpr (kKeepEnergy) add_energy(scratch, v, first_energy, second_energy);
   }
 }
 
 // The inverse of columns_to_rows without its factor: y = x + scale * inverse. Without x, as when y is staging memory,
 // y = inverse.
-template <int N, Access kAccess, typename T>
+template <int N, Access kAccess, bool kKeepEnergy, typename T>
 __attribute__((noinline)) void rows_to_columns(const Geometry<T>& g, const Columns<T>& y, const Columns<const T>& x,
                                                T scale, Vec<T>& finite, const TransformScratch<T>& scratch) {
   using V = Vec<T>;
@@ -68,6 +72,7 @@ __attribute__((noinline)) void rows_to_columns(const Geometry<T>& g, const Colum
         mirror_re = a_re + b_im, mirror_im = b_re - a_im;
       }
     };
+    V first_energy(T(0)), second_energy(T(0));
     if (x.first) {
       unroll<N>([&](auto h) AFFNET_LAMBDA {  // else the stores at the end would wait for memory one by one
         __builtin_prefetch(y.first + h * y.stride + offset, 1, 3);
@@ -75,6 +80,7 @@ __attribute__((noinline)) void rows_to_columns(const Geometry<T>& g, const Colum
       });
       Workspace<N, T>(scratch).inverse(g.column_fft, rows, [&](auto h, V re, V im) AFFNET_LAMBDA {
         const ptrdiff_t at = h * y.stride + offset;
+        if constexpr (kKeepEnergy) first_energy += re * re, second_energy += im * im;
         re = load_columns<kAccess>(x, x.first + at) + re * scale;
         im = load_columns<kAccess>(x, x.second + at) + im * scale;
         finite += re * T(0), finite += im * T(0);
@@ -83,10 +89,12 @@ __attribute__((noinline)) void rows_to_columns(const Geometry<T>& g, const Colum
       });
     } else {
       Workspace<N, T>(scratch).inverse(g.column_fft, rows, [&](auto h, V re, V im) AFFNET_LAMBDA {
+        if constexpr (kKeepEnergy) first_energy += re * re, second_energy += im * im;
         re.store(y.first + h * y.stride + offset);
         im.store(y.second + h * y.stride + offset);
       });
     }
+    if constexpr (kKeepEnergy) add_energy(scratch, v, first_energy, second_energy);
   }
 }
 
@@ -170,16 +178,23 @@ AFFNET_INLINE void with_length(int length, F&& f) {
   f(std::integral_constant<int, 0>{});
 }
 
-// Calls f with the access as a compile-time constant.
+// Calls f with the access, and with whether the energy is kept, as compile-time constants.
 template <typename F>
-AFFNET_INLINE void with_access(Access access, F&& f) {
+AFFNET_INLINE void with_access(Access access, bool keep_energy, F&& f) {
+  const auto call = [&](auto constant) AFFNET_LAMBDA {
+    if (keep_energy) {
+      f(constant, std::true_type{});
+    } else {
+      f(constant, std::false_type{});
+    }
+  };
   switch (access) {
     case Access::kWhole:
-      return f(std::integral_constant<Access, Access::kWhole>{});
+      return call(std::integral_constant<Access, Access::kWhole>{});
     case Access::kFirst:
-      return f(std::integral_constant<Access, Access::kFirst>{});
+      return call(std::integral_constant<Access, Access::kFirst>{});
     case Access::kHalves:
-      if constexpr (kHasHalves) return f(std::integral_constant<Access, Access::kHalves>{});
+      if constexpr (kHasHalves) return call(std::integral_constant<Access, Access::kHalves>{});
   }
 }
 
@@ -190,14 +205,17 @@ AFFNET_INLINE void each_channel_chunk(const Geometry<T>& g, int size, F&& f) {
   for (int i = 0; i < vectors_of(size, g.channels); ++i) f(vector_start(i, size, g.channels));
 }
 
-// Computes the slots of g.channels channels, [2, slot_stride] each: g.slots of them, followed by kLanes zeros.
+// Computes the slots of g.channels channels, [2, slot_stride] each: g.slots of them, followed by kLanes zeros. If
+// asked for, the energy of x is added to that of scratch memory.
 template <typename T>
-void to_spectrum(const Geometry<T>& g, const Planes<const void>& x, T* slots, bool weighted,
+void to_spectrum(const Geometry<T>& g, const Planes<const void>& x, T* slots, bool weighted, bool keep_energy,
                  const TransformScratch<T>& scratch) {
   if (g.runs && g.height == 1) {  // a row of the map is its own transform along the height
     stage(g, x, scratch.rows);
+    if (keep_energy) add_staged_energy(g, scratch.rows, scratch);
   } else if (g.long_column_fft.length > 0) {
     stage(g, x, scratch.staging);
+    if (keep_energy) add_staged_energy(g, scratch.staging, scratch);
     long_columns_to_rows(g, scratch);
   } else {
     Columns<const T> columns = direct_columns<const T>(g, x);
@@ -206,8 +224,9 @@ void to_spectrum(const Geometry<T>& g, const Planes<const void>& x, T* slots, bo
       columns = staged_columns<const T>(g, scratch.staging);
     }
     with_length<T>(g.height, [&](auto n) AFFNET_LAMBDA {
-      with_access(columns.access,
-                  [&](auto access) AFFNET_LAMBDA { columns_to_rows<n, access()>(g, columns, scratch); });
+      with_access(columns.access, keep_energy, [&](auto access, auto keep) AFFNET_LAMBDA {
+        columns_to_rows<n, access(), keep()>(g, columns, scratch);
+      });
     });
   }
   if (g.height % 2 != 0 && g.planes() % 2 != 0) {
@@ -218,24 +237,30 @@ void to_spectrum(const Geometry<T>& g, const Planes<const void>& x, T* slots, bo
 }
 
 // out = x + scale * inverse(slots). If any value of `out` is not finite, some lane of `finite` is NaN afterwards.
+// If asked for, the energy of the inverse is added to that of scratch memory.
 template <typename T>
 void from_spectrum(const Geometry<T>& g, const T* slots, const Planes<const void>& x, const Planes<void>& out, T scale,
-                   bool weighted, Vec<T>& finite, const TransformScratch<T>& scratch) {
+                   bool weighted, bool keep_energy, Vec<T>& finite, const TransformScratch<T>& scratch) {
   if (g.runs) {
     runs_to_rows(g, slots, scratch.rows, weighted, scratch);
   } else {
     with_length<T>(g.width, [&](auto n) AFFNET_LAMBDA { slots_to_rows<n>(g, slots, weighted, scratch); });
   }
-  if (g.runs && g.height == 1) return store_staged(g, scratch.rows, x, out, scale, finite);
+  if (g.runs && g.height == 1) {
+    if (keep_energy) add_staged_energy(g, scratch.rows, scratch);
+    return store_staged(g, scratch.rows, x, out, scale, finite);
+  }
   if (g.long_column_fft.length > 0) {
     rows_to_long_columns(g, scratch);
+    if (keep_energy) add_staged_energy(g, scratch.staging, scratch);
     return store_staged(g, scratch.staging, x, out, scale, finite);
   }
   const Columns<const T> addend = direct_columns<const T>(g, x);
   const Columns<T> y = addend.first ? direct_columns<T>(g, out) : staged_columns(g, scratch.staging);
   with_length<T>(g.height, [&](auto n) AFFNET_LAMBDA {
-    with_access(y.access,
-                [&](auto access) AFFNET_LAMBDA { rows_to_columns<n, access()>(g, y, addend, scale, finite, scratch); });
+    with_access(y.access, keep_energy, [&](auto access, auto keep) AFFNET_LAMBDA {
+      rows_to_columns<n, access(), keep()>(g, y, addend, scale, finite, scratch);
+    });
   });
   if (!addend.first) store_staged(g, scratch.staging, x, out, scale, finite);
 }

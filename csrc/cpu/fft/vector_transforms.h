@@ -11,6 +11,7 @@ struct TransformScratch {
   T* staging;       // [height, staging_stride]
   T* rows;          // [(height + 1) / 2, 2, row_stride]
   T* long_signals;  // [3, 2, long_buffer]
+  T* energy;        // [vectors of pairs of columns, 2, kLanes], see energy.h
   Vec<T>* fft[4];   // real and imaginary parts of the two buffers of a transform
 };
 
