@@ -25,7 +25,7 @@ step 'copying the sources, so that this build leaves the one in place alone'
 copy=$root/build/cuda-copy
 mkdir -p "$copy"
 (cd "$root" && tar --exclude='_C*' --exclude=__pycache__ -cf - affnet_kernels benchmarks csrc tests setup.py pyproject.toml \
-  README.md LICENSE MANIFEST.in) | tar -C "$copy" -xf -
+  Makefile README.md CONTRIBUTING.md CHANGELOG.md LICENSE MANIFEST.in) | tar -C "$copy" -xf -
 
 step "compiling for $targets"
 cd "$copy"
