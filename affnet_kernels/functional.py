@@ -103,7 +103,7 @@ def explain(
     be explained by changing the function's name. ::
 
         >>> print(affnet_kernels.explain(x, *mixer.parameters(), activation=mixer.activation))
-          cpu: runs: the first that can, one cache-resident pass over each tile
+          cpu: runs: it comes first, one pass over each tile while the caches hold it is faster ...
           triton: cannot run this call: expected a tensor on cuda, got one on cpu
           cuda: cannot run this call: the extension was built without CUDA; ...
           reference: can run this call, but cpu is preferred

@@ -222,17 +222,28 @@ def test_the_choice_is_explained() -> None:
     explained = affnet_kernels.explain(X, W1, B1, W2, B2, activation="silu")
     assert explained.chosen == "cpu"
     assert list(explained.reasons) == ["cpu", "triton", "cuda", "reference"]
-    assert explained.reasons["cpu"].startswith("runs: the first that can, ")
+    assert explained.reasons["cpu"].startswith("runs: it comes first, ")
     assert "expected a tensor on cuda, got one on cpu" in explained.reasons["cuda"]
     assert explained.reasons["reference"] == "can run this call, but cpu is preferred"
     assert str(explained).splitlines()[0].startswith("  cpu: runs")
+
+
+def test_it_is_explained_why_the_reference_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    select.cache_clear()
+    for backend in BACKENDS[:-1]:
+        monkeypatch.setattr(backend, "unsupported", lambda spec: ["not today"])
+    explained = affnet_kernels.explain(X, W1)
+    select.cache_clear()
+    assert explained.chosen == "reference"
+    assert explained.reasons["reference"] == "runs: the backends that come before it cannot"
+    assert explained.reasons["cpu"] == "cannot run this call: not today"
 
 
 def test_a_named_backend_is_explained() -> None:
     explained = affnet_kernels.explain(X, W1, backend="reference")
     assert explained.chosen == "reference"
     assert explained.reasons["reference"] == "runs: it was asked for by name"
-    assert explained.reasons["cpu"] == "can run this call; backend='reference' was asked for"
+    assert explained.reasons["cpu"] == "can run this call, but backend='reference' was asked for"
     assert affnet_kernels.explain(X, W1, backend="cuda").chosen is None
 
 

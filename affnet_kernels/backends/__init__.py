@@ -103,17 +103,21 @@ def explain_choice(
         chosen = select(spec, requested).NAME
     except (NotImplementedError, ValueError):
         chosen = None
-    reasons = {name: "cannot run this call: " + "; ".join(why) for name, why in refusals.items() if why}
-    for name in refusals.keys() - reasons.keys():
+    preferred = preference(spec)
+
+    def reason(name: str, why: list[str]) -> str:
+        if why:
+            return f"cannot run this call: {'; '.join(why)}"
         if name != chosen:
-            reasons[name] = f"can run this call; backend={requested!r} was asked for"
-            if requested is None:
-                reasons[name] = f"can run this call, but {chosen} is preferred"
-        elif requested is None:
-            reasons[name] = f"runs: the first that can, {preference(spec).why}"
-        else:
-            reasons[name] = "runs: it was asked for by name"
-    return Explanation(chosen, {name: reasons[name] for name in refusals})
+            other = f"{chosen} is preferred" if requested is None else f"backend={requested!r} was asked for"
+            return f"can run this call, but {other}"
+        if requested is not None:
+            return "runs: it was asked for by name"
+        if preferred.order[:1] == (name,):
+            return f"runs: it comes first, {preferred.why}"
+        return "runs: the backends that come before it cannot"
+
+    return Explanation(chosen, {name: reason(name, why) for name, why in refusals.items()})
 
 
 def as_lines(
