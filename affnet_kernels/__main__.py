@@ -1,172 +1,32 @@
-"""`python -m affnet_kernels info | check | warm`: what is installed, whether it is right here, and a filled cache."""
+"""`python -m affnet_kernels COMMAND`: every command is a module of `affnet_kernels.commands`."""
 
 from __future__ import annotations
 
 import argparse
-import platform
-import re
 import sys
-import time
 
-import torch
+from affnet_kernels.commands import check, info, warm
 
-from affnet_kernels import MixerSpec, __version__, available_backends, fused_aff_mixer
-from affnet_kernels.activations import ACTIVATIONS
-from affnet_kernels.backends import as_lines, triton
-from affnet_kernels.backends.native import build_facts
-from affnet_kernels.spec import compute_dtype
-
-# B, C, H, W, K: the shipped stages at 256 pixels, one at 224, and a rectangle of primes.
-SHAPES = ((2, 64, 32, 32, 8), (2, 104, 16, 16, 8), (2, 320, 8, 8, 8), (2, 144, 7, 7, 8), (1, 26, 11, 13, 2))
-# Relative L2 error against float64: of the mixer branch and of the worst gradient; 16-bit: of y and of dx.
-BOUNDS = {torch.float32: (1e-6, 1e-5), torch.bfloat16: (4e-3, 4e-3)}
-
-
-def info() -> int:
-    """Print versions, devices, the extension's build and every backend with its reasons."""
-    rows = [
-        ("affnet_kernels", __version__),
-        ("python", f"{platform.python_version()}, {platform.platform()}"),
-        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"),
-        ("triton", _triton_version()),
-        ("cuda", ", ".join(_devices()) or "no CUDA device"),
-        ("extension", build_facts()),
-    ]
-    for name, value in rows:
-        print(f"{name:<15} {value}")
-    print("backends, in order of preference:")
-    print(as_lines(available_backends()))
-    return 0
-
-
-def check() -> int:
-    """Run every backend that can run here against float64, print a table; 1 if anything is out of bounds."""
-    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    print(f"{'backend':<10} {'device':<6} {'x [B, C, H, W]':<18} {'dtype':<9} {'forward':>9} {'gradient':>9}  result")
-    failures = 0
-    start = time.perf_counter()
-    for dtype in BOUNDS:
-        for shape in SHAPES:
-            tensors = _inputs(shape, dtype)
-            truth = _run(tuple(t.double() for t in tensors), "reference")
-            for device in devices:
-                spec = MixerSpec.of(tensors[0].to(device), tensors[1])
-                names = [name for name, reasons in available_backends(spec).items() if not reasons]
-                failures += sum(_check_one(name, device, tensors, truth) for name in names)
-    print(f"\n{failures or 'no'} failures, {time.perf_counter() - start:.1f} s; errors are relative L2 against float64")
-    return int(failures > 0)
-
-
-def warm(
-    maps: list[str],  # "64@32x32": channels, height, width
-    blocks: int,
-    dtype: str,
-    activation: str,
-) -> int:
-    """Compile the Triton kernels of the maps given, such as 64@32x32, before a training run needs them."""
-    specs = []
-    for text in maps:
-        found = re.fullmatch(r"(\d+)@(\d+)x(\d+)", text)
-        if found is None or int(found[1]) % blocks:
-            print(f"warm: expected maps as CHANNELS@HxW, channels a multiple of {blocks}, got {text}", file=sys.stderr)
-            return 2
-        channels, height, width = (int(number) for number in found.groups())
-        device, size = torch.device("cuda", 0), channels // blocks
-        spec = MixerSpec(1, channels, height, width, blocks, size, getattr(torch, dtype), device, activation)
-        if reasons := triton.unsupported(spec):
-            print(f"warm: {text} does not run on triton: {'; '.join(reasons)}", file=sys.stderr)
-            return 1
-        specs.append(spec)
-    start = time.perf_counter()
-    count = triton.warm(specs, lambda done, total: print(f"\rcompiled {done} of {total} kernels", end="", flush=True))
-    print(f"\n{count} kernels in {time.perf_counter() - start:.1f} s")
-    return 0
-
-
-def _check_one(
-    name: str,
-    device: str,
-    tensors: tuple[torch.Tensor, ...],
-    truth: tuple[torch.Tensor, ...],
-) -> bool:
-    """Print one row of the table; True if the backend failed."""
-    x = tensors[0]
-    try:
-        y, *gradients = (t.cpu() for t in _run(tuple(t.to(device) for t in tensors), name))
-    except Exception as error:
-        forward, gradient, result = float("nan"), float("nan"), f"FAIL: {type(error).__name__}: {error}"
-    else:
-        residual = x.double() if x.dtype == torch.float32 else 0
-        forward = _error(y.double() - residual, truth[0] - residual)
-        gradient = max(_error(got, want) for got, want in zip(gradients, truth[1:], strict=True))
-        forward_bound, gradient_bound = BOUNDS[x.dtype]
-        result = "ok" if forward <= forward_bound and gradient <= gradient_bound else "FAIL: out of bounds"
-    dtype = str(x.dtype).removeprefix("torch.")
-    print(f"{name:<10} {device:<6} {list(x.shape)!s:<18} {dtype:<9} {forward:>9.1e} {gradient:>9.1e}  {result}")
-    return result != "ok"
-
-
-def _inputs(
-    shape: tuple[int, int, int, int, int],  # B, C, H, W, K
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, ...]:
-    """x, w1, b1, w2, b2 with SiLU-friendly weights of scale 1/sqrt(D), so that the mask matters."""
-    *size, blocks = shape
-    channels = size[1] // blocks
-    generator = torch.Generator().manual_seed(0)
-
-    def randn(*size: int) -> torch.Tensor:
-        return torch.randn(*size, generator=generator)
-
-    w1, w2 = (randn(2, blocks, channels, channels) / channels**0.5 for _ in range(2))
-    b1, b2 = (0.1 * randn(2, blocks, channels) for _ in range(2))
-    wide = compute_dtype(dtype)
-    return randn(*size).to(dtype), w1.to(wide), b1.to(wide), w2.to(wide), b2.to(wide)
-
-
-def _run(
-    tensors: tuple[torch.Tensor, ...],
-    backend: str,
-) -> tuple[torch.Tensor, ...]:
-    """y and the five gradients; SiLU and no soft-shrink, whose gates rounding cannot flip."""
-    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-    y = fused_aff_mixer(*leaves, sparsity_threshold=0.0, activation="silu", backend=backend)
-    return y.detach(), *torch.autograd.grad(y, leaves, torch.cos(leaves[0]).detach())
-
-
-def _error(
-    got: torch.Tensor,
-    expected: torch.Tensor,
-) -> float:
-    return float((got.double() - expected).norm() / expected.norm())
-
-
-def _devices() -> list[str]:
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-
-
-def _triton_version() -> str:
-    try:
-        import triton
-    except ImportError:
-        return "not installed"
-    return str(triton.__version__)
+COMMANDS = (info, check, warm)
 
 
 def main(
     arguments: list[str] | None = None,
 ) -> int:
-    parser = argparse.ArgumentParser(prog="python -m affnet_kernels", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="info | check | warm")
-    for command in (info, check, warm):
-        subparser = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
+    """Run a command: its own status, or 2 after one sentence about what was wrong with its input."""
+    parser = argparse.ArgumentParser(prog="python -m affnet_kernels", description="AFFNet's mixer and networks.")
+    names = [command.__name__.rpartition(".")[2] for command in COMMANDS]
+    subparsers = parser.add_subparsers(required=True, metavar=" | ".join(names))
+    for name, command in zip(names, COMMANDS, strict=True):
+        subparser = subparsers.add_parser(name, help=command.run.__doc__, description=command.run.__doc__)
+        command.add_arguments(subparser)
         subparser.set_defaults(command=command)
-    subparser.add_argument("maps", nargs="+", metavar="CHANNELS@HxW")
-    subparser.add_argument("--blocks", type=int, default=8, help="channel blocks, 8 in AFFNet")
-    subparser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    subparser.add_argument("--activation", choices=ACTIVATIONS, default="silu")
-    options = vars(parser.parse_args(arguments))
-    return int(options.pop("command")(**options))
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.command.run(options))
+    except (ImportError, OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -173,9 +173,9 @@ USE = """
 import warnings
 warnings.simplefilter("error")
 import torch, affnet_kernels
-from affnet_kernels.__main__ import info
+from affnet_kernels.__main__ import main
 
-info()
+main(["info"])
 mixer, x = affnet_kernels.AFFMixer(16), torch.randn(1, 16, 8, 8)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")

@@ -14,6 +14,7 @@ import affnet_kernels
 from affnet_kernels import __main__ as cli
 from affnet_kernels import ops
 from affnet_kernels.backends import BACKENDS
+from affnet_kernels.commands import check
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,10 +29,10 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_check_passes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "SHAPES", cli.SHAPES[3:])  # the small ones, which Triton's interpreter runs too
+    monkeypatch.setattr(check, "SHAPES", check.SHAPES[3:])  # the small ones, which Triton's interpreter runs too
     assert cli.main(["check"]) == 0
     said = capsys.readouterr().out
-    assert len(re.findall(r"^cpu +cpu .* ok$", said, re.MULTILINE)) == len(cli.SHAPES) * len(cli.BOUNDS)
+    assert len(re.findall(r"^cpu +cpu .* ok$", said, re.MULTILINE)) == len(check.SHAPES) * len(check.BOUNDS)
     assert "no failures" in said
 
 
@@ -40,7 +41,7 @@ def test_check_finds_a_wrong_answer(capsys: pytest.CaptureFixture[str], monkeypa
     right = cpu.forward
     monkeypatch.setattr(ops, "EXTENSION", None)  # calls go through the operator and so through the backend's methods
     monkeypatch.setattr(cpu, "forward", lambda *arguments: right(*arguments) * (1 + 1e-5))
-    monkeypatch.setattr(cli, "SHAPES", cli.SHAPES[-1:])
+    monkeypatch.setattr(check, "SHAPES", check.SHAPES[-1:])
     assert cli.main(["check"]) == 1
     assert "FAIL: out of bounds" in capsys.readouterr().out
 
@@ -51,7 +52,7 @@ def test_check_survives_a_crash(capsys: pytest.CaptureFixture[str], monkeypatch:
 
     monkeypatch.setattr(ops, "EXTENSION", None)
     monkeypatch.setattr(BACKENDS[0], "forward", crash)
-    monkeypatch.setattr(cli, "SHAPES", cli.SHAPES[-1:])
+    monkeypatch.setattr(check, "SHAPES", check.SHAPES[-1:])
     assert cli.main(["check"]) == 1
     said = capsys.readouterr().out
     assert "FAIL: RuntimeError: out of luck" in said
