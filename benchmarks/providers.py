@@ -12,10 +12,11 @@ from torch import Tensor
 
 from affnet_kernels import MixerSpec, available_backends, fused_aff_mixer
 from affnet_kernels.backends import reference, select
+from affnet_kernels.models.token_mixers import attention, depthwise, token_mlp
 from affnet_kernels.spec import Parameters
 from benchmarks.cases import COMPILED, Case
 from benchmarks.inputs import dense_parameters, mixer_parameters
-from benchmarks.mixers import attention, clone, depthwise, fft_convolution, fft_size, flash_attention, token_mlp
+from benchmarks.mixers import clone, fft_convolution, fft_size, flash_attention
 
 THRESHOLD = 0.01
 MAX_PARAMETER_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}

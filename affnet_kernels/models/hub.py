@@ -1,0 +1,5 @@
+"""Loading from and saving to the Hugging Face hub, where huggingface_hub is installed."""
+
+
+class HubMixin:
+    pass
