@@ -165,19 +165,31 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], path: str, *, new_
         own, state = (
             {key: value for key, value in tensors.items() if not key.startswith(CLASSIFIER)} for tensors in (own, state)
         )
-    differences = _differences(own, state)
-    if differences:
+    if differing := differences(own, state):
         expected, got = recognise(own), recognise(state)
         raise ValueError(
             f"load_checkpoint: expected the weights of {_description(expected) or type(model).__name__}, got "
             f"{f'those of {_description(got)} in {path}' if got else _foreign(state, path)}: "
-            f"{', '.join(differences)}{_remedy(expected, got)}"
+            f"{', '.join(differing)}{_remedy(expected, got)}"
         )
     if any(value.is_meta for value in own.values()):
         raise ValueError('load_checkpoint: expected a model with memory, got one on "meta"; call model.to_empty first')
     with torch.no_grad():
         for key, value in own.items():
             value.copy_(state[key])
+
+
+def differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """How a state dict differs from the one that a network has: at most one phrase each on keys and shapes."""
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    shapes = [
+        f"{key}: {list(state[key].shape)} for {list(value.shape)}"
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    return [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names]
 
 
 def _torch_content(path: Path) -> Any:
@@ -258,18 +270,6 @@ def _mixer(
     return "mlp" if "w1" in filters and filters["w1"].dim() == 2 else "fused"
 
 
-def _differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    shapes = [
-        f"{key}: {list(state[key].shape)} for {list(value.shape)}"
-        for key, value in own.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    return [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names]
-
-
 def _some(names: Any) -> str:
     """The first few of some names."""
     names = [str(name) for name in names]
@@ -287,7 +287,7 @@ def _description(options: Mapping[str, Any] | None) -> str:
         return ""
     mixer = "" if options["mixer"] == "fused" else f", {options['mixer']} mixers"
     classes = f"{options['num_classes']} classes" if options["num_classes"] else "no classifier"
-    return f"{network_name(options)} ({options['norm']}, {classes}, {options['in_chans']} input channel{'s' * (options['in_chans'] > 1)}{mixer})"
+    return f"{network_name(options)} ({options['norm']}, {classes}, in_chans={options['in_chans']}{mixer})"
 
 
 def _remedy(expected: Mapping[str, Any] | None, got: Mapping[str, Any] | None) -> str:
