@@ -76,11 +76,19 @@ class HubMixin:
 
         _adapter("from_pretrained")
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HFValidationError
 
         source = os.fspath(pretrained_model_name_or_path)
 
         def path_of(name: str) -> Path:
-            if not os.path.isdir(source):
+            if os.path.isdir(source):
+                path = Path(source, name)
+                if not path.is_file():
+                    raise FileNotFoundError(
+                        f"from_pretrained: expected {CONFIG} and {WEIGHTS} in {source}, got no {name}"
+                    )
+                return path
+            try:
                 return Path(
                     hf_hub_download(
                         source,
@@ -92,10 +100,10 @@ class HubMixin:
                         local_files_only=local_files_only,
                     )
                 )
-            path = Path(source, name)
-            if not path.is_file():
-                raise FileNotFoundError(f"from_pretrained: expected {CONFIG} and {WEIGHTS} in {source}, got no {name}")
-            return path
+            except HFValidationError as error:
+                raise ValueError(
+                    f"from_pretrained: expected a folder, or a repository as owner/name, got {source}"
+                ) from error
 
         config = path_of(CONFIG)
         try:
@@ -104,7 +112,7 @@ class HubMixin:
             raise ValueError(f"from_pretrained: expected JSON, got {config}: {error}") from error
         if not isinstance(saved, dict) or not isinstance(saved.get("num_classes"), int):
             raise ValueError(
-                f"from_pretrained: expected the options of an AFFNet, got {config}; save_pretrained has them"
+                f"from_pretrained: expected the options of an AFFNet, got {config}; save_pretrained writes them"
             )
         try:
             model = build(saved | options, cast("type[AFFNet]", cls))
