@@ -153,6 +153,19 @@ def test_safetensors(tmp_path: Path) -> None:
     assert all(torch.equal(got[key], state[key]) for key in state)
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_what_was_read_outlives_the_file(suffix: str, tmp_path: Path) -> None:
+    state, path = weights(tiny()), tmp_path / f"a{suffix}"
+    if suffix == ".pt":
+        torch.save(state, path)
+    else:
+        pytest.importorskip("safetensors.torch", reason="safetensors is not installed").save_file(state, path)
+    got = read_checkpoint(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert all(torch.equal(got[key], state[key]) for key in state)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_float_types_meet(dtype: torch.dtype, tmp_path: Path) -> None:
     state = tiny().to(dtype).state_dict()

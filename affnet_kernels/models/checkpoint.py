@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,25 +58,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, ema: bool = False) -> dict[
         ValueError: it is no such checkpoint, or has no averaged weights.
         ImportError: safetensors is needed and not installed.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"read_checkpoint: expected a file, got {path}")
-    if not path.stat().st_size:
-        raise ValueError(f"read_checkpoint: expected a checkpoint, got {path}, an empty file")
-    content = _safetensors_content(path) if path.suffix == ".safetensors" else _torch_content(path)
-    if not isinstance(content, Mapping):
-        raise ValueError(f"read_checkpoint: expected a state dict, got {path}, which holds a {type(content).__name__}")
-    found = list(_state_dicts(content))
-    if not found:
-        raise ValueError(f"read_checkpoint: expected tensors, got {path}, which holds none under {_some(content)}")
-    averaged = [state for is_averaged, state in found if is_averaged]
-    if ema and not averaged:
-        raise ValueError(
-            f"read_checkpoint: expected averaged weights, got {path}, none of whose weights are marked as averaged"
-            "; read it without ema"
-        )
-    raw = [state for is_averaged, state in found if not is_averaged]
-    return (averaged if ema else raw or averaged)[0]
+    return _read(Path(path), ema, mapped=False)
 
 
 def load_checkpoint(
@@ -92,7 +75,7 @@ def load_checkpoint(
         ValueError: keys or shapes differ; the message names the first ones, and what would fix it.
         OSError, ImportError, ValueError: as in `read_checkpoint`.
     """
-    load_state(model, read_checkpoint(path, ema=ema), os.fspath(path), new_classifier=new_classifier)
+    load_state(model, _read(Path(path), ema, mapped=True), os.fspath(path), new_classifier=new_classifier)
 
 
 def from_checkpoint(path: str | os.PathLike[str], *, ema: bool = False, **options: Any) -> AFFNet:
@@ -109,7 +92,7 @@ def from_checkpoint(path: str | os.PathLike[str], *, ema: bool = False, **option
         ValueError: the weights are not an AFFNet's, or do not fit the options.
         OSError, ImportError, ValueError: as in `read_checkpoint`.
     """
-    state = read_checkpoint(path, ema=ema)
+    state = _read(Path(path), ema, mapped=True)
     told = recognise(state)
     if told is None:
         raise ValueError(f"from_checkpoint: expected the weights of an AFFNet, got {_foreign(state, os.fspath(path))}")
@@ -192,12 +175,34 @@ def differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[
     return [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names]
 
 
-def _torch_content(path: Path) -> Any:
+def _read(path: Path, ema: bool, mapped: bool) -> dict[str, Tensor]:
+    """`read_checkpoint`; `mapped` for tensors that are gone before anyone could overwrite the file under them."""
+    if not path.is_file():
+        raise FileNotFoundError(f"read_checkpoint: expected a file, got {path}")
+    if not path.stat().st_size:
+        raise ValueError(f"read_checkpoint: expected a checkpoint, got {path}, an empty file")
+    content = _safetensors_content(path, mapped) if path.suffix == ".safetensors" else _torch_content(path, mapped)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"read_checkpoint: expected a state dict, got {path}, which holds a {type(content).__name__}")
+    found = list(_state_dicts(content))
+    if not found:
+        raise ValueError(f"read_checkpoint: expected tensors, got {path}, which holds none under {_some(content)}")
+    averaged = [state for is_averaged, state in found if is_averaged]
+    if ema and not averaged:
+        raise ValueError(
+            f"read_checkpoint: expected averaged weights, got {path}, none of whose weights are marked as averaged"
+            "; read it without ema"
+        )
+    raw = [state for is_averaged, state in found if not is_averaged]
+    return (averaged if ema else raw or averaged)[0]
+
+
+def _torch_content(path: Path, mapped: bool) -> Any:
     try:
         # timm's training script keeps its arguments beside the weights; a Namespace runs nothing when it is loaded.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # what they warn of ends in an error
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except OSError:
         raise
     except Exception as error:  # of many types: UnpicklingError, RuntimeError, EOFError, KeyError
@@ -221,13 +226,13 @@ def _reason(path: Path, error: Exception) -> str:
     return "which is cut short, damaged, or not written by torch.save"
 
 
-def _safetensors_content(path: Path) -> dict[str, Tensor]:
+def _safetensors_content(path: Path, mapped: bool) -> dict[str, Tensor]:
     try:
         import safetensors.torch
     except ImportError as error:
         raise ImportError(f"read_checkpoint: {path} needs safetensors; pip install safetensors") from error
     try:
-        return safetensors.torch.load_file(path)
+        return safetensors.torch.load_file(path) if mapped else safetensors.torch.load(path.read_bytes())
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"read_checkpoint: expected a safetensors file, got {path}, which is cut short, damaged, or none: {error}"
