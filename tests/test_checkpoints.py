@@ -344,6 +344,12 @@ def test_a_model_without_memory_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tiny().to("meta"), path)
 
 
+def test_a_model_of_two_networks_is_refused(tmp_path: Path) -> None:
+    path = saved(tiny().state_dict(), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"expected a model of one network, got ModuleDict with several$"):
+        load_checkpoint(nn.ModuleDict({"model": tiny(), "ema": tiny()}), path)
+
+
 class Payload:
     """A pickle of it makes a folder when it is loaded."""
 

@@ -143,7 +143,10 @@ def network_name(options: Mapping[str, Any]) -> str:
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], path: str, *, new_classifier: bool = False) -> None:
     """Copy a state dict that came from `path` into a network after all of it was checked."""
-    own = {_canonical(key)[1]: value for key, value in model.state_dict().items() if key != AVERAGE_COUNT}
+    targets = {key: value for key, value in model.state_dict().items() if key != AVERAGE_COUNT}
+    own = {_canonical(key)[1]: value for key, value in targets.items()}
+    if len(own) < len(targets):
+        raise ValueError(f"load_checkpoint: expected a model of one network, got {type(model).__name__} with several")
     if new_classifier:
         own, state = (
             {key: value for key, value in tensors.items() if not key.startswith(CLASSIFIER)} for tensors in (own, state)
