@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from affnet_kernels.commands import check, info, warm
+from affnet_kernels.commands import check, convert, info, warm
 
-COMMANDS = (info, check, warm)
+COMMANDS = (info, check, warm, convert)
 
 
 def main(

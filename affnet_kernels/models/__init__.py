@@ -10,5 +10,18 @@ from affnet_kernels.models.affnet import (
     affnet_t,
     create_model,
 )
+from affnet_kernels.models.checkpoint import from_checkpoint, load_checkpoint, read_checkpoint
 
-__all__ = ["MODELS", "AFFNet", "affnet", "affnet_base", "affnet_et", "affnet_large", "affnet_t", "create_model"]
+__all__ = [
+    "MODELS",
+    "AFFNet",
+    "affnet",
+    "affnet_base",
+    "affnet_et",
+    "affnet_large",
+    "affnet_t",
+    "create_model",
+    "from_checkpoint",
+    "load_checkpoint",
+    "read_checkpoint",
+]

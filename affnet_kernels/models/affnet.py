@@ -69,6 +69,21 @@ class AFFNet(nn.Module, HubMixin):
         super().__init__()
         _check_options(num_classes, in_chans, activation, norm, output_stride, drop_rate, drop_path_rate, mixer)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        # What builds this network again, in JSON's types; reset_classifier keeps num_classes up to date.
+        self.options: dict[str, Any] = {
+            "channels": list(channels),
+            "depths": list(depths),
+            "expansion": expansion,
+            "fusion": list(fusion),
+            "in_chans": in_chans,
+            "activation": activation,
+            "norm": norm,
+            "output_stride": output_stride,
+            "drop_rate": drop_rate,
+            "drop_path_rate": drop_path_rate,
+            "mixer": mixer,
+            "img_size": [height, width],
+        }
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -153,7 +168,7 @@ class AFFNet(nn.Module, HubMixin):
             raise ValueError(f"reset_classifier: expected num_classes >= 0, got {num_classes}")
         if global_pool not in (None, "avg"):
             raise ValueError(f'reset_classifier: expected global_pool to be None or "avg", got {global_pool!r}')
-        self.num_classes = num_classes
+        self.num_classes = self.options["num_classes"] = num_classes
         self.classifier = nn.Sequential()
         if not num_classes:
             return
