@@ -5,8 +5,8 @@ TORCH  ?= torch==2.13.0
 BENCH_OUT ?= out/bench
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install bench tables cpu-table gpu gpu-table gpu-rehearsal commit-file compile-check test test-triton-versions test-cuda-build \
-        lint format clean
+.PHONY: help install bench tables cpu-table gpu gpu-table gpu-rehearsal commit-file compile-check test test-triton-versions \
+        test-timm test-cuda-build lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo 'make compile-check   registers, spills and shared memory of every GPU kernel, without a GPU'
 	@echo 'make test      all tests and checks'
 	@echo 'make test-triton-versions   the Triton launcher under each supported version of Triton, without a GPU'
+	@echo 'make test-timm   the networks in timm and torchvision, with a PyTorch that these support: our tests, and those of timm'
 	@echo 'make test-cuda-build   the extension for CUDA, compiled, imported and tested without a GPU (needs nvcc)'
 	@echo 'make lint      ruff, mypy, clang-format, import-linter'
 	@echo 'make format    rewrite the sources in house style'
@@ -83,6 +84,9 @@ compile-check: install
 # The real compiler and launcher on a stand-in for the driver, under each version that GPU machines have.
 test-triton-versions: install
 	@$(PYTHON) -m tests.triton_versions
+
+test-timm:
+	@tests/timm.sh
 
 test-cuda-build:
 	@tests/cuda_build.sh

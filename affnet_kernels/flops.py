@@ -19,17 +19,14 @@ multiplications:
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from affnet_kernels import ops as ops  # defines the operators
+from affnet_kernels.import_hooks import when_imported
 
 _COUNTER = "torch.utils.flop_counter"
 Shape = Sequence[int]
@@ -91,31 +88,4 @@ def register() -> None:
             registry.register_flop_formula(operator)(formula)
 
 
-class _RegisterOnImport(MetaPathFinder):
-    """Calls `register` once PyTorch's FLOP counter is imported: importing it for that imports Triton, half a second."""
-
-    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != _COUNTER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_register(module: ModuleType) -> None:
-                execute(module)
-                register()
-
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
-
-
-def register_when_imported() -> None:
-    """Register now if PyTorch's FLOP counter is there, else as soon as it is."""
-    if _COUNTER in sys.modules:
-        register()
-    else:
-        sys.meta_path.insert(0, _RegisterOnImport())
-
-
-register_when_imported()
+when_imported(_COUNTER, register)  # importing it for that imports Triton, half a second

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -180,9 +181,27 @@ def test_reset_classifier() -> None:
     assert model(x).shape == (2, model.num_features)
 
 
-def test_gradient_checkpointing_changes_no_gradient() -> None:
+@pytest.mark.parametrize("train", [True, False])
+def test_the_classifier_alone_is_new_after_a_reset(train: bool) -> None:
+    """Its mode is the network's, the pool comes back with classes, and a refused reset changes nothing."""
+    model = tiny().train(train)
+    x = torch.randn(2, 3, 64, 64)
+    model.reset_classifier(0, "")
+    assert model(x).shape == (2, model.num_features, 2, 2)
+    model.reset_classifier(0)
+    assert model(x).dim() == 4, "the pool stays as it was"
+    with pytest.raises(ValueError, match="expected global_pool to be None or \"avg\", got ''"):
+        model.reset_classifier(3, "")
+    assert model.num_classes == 0
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+    assert {module.training for module in model.modules()} == {train}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(compiled: bool) -> None:
     torch.manual_seed(0)
-    model = tiny().double()
+    model = AFFNet((8, 8, 8, 8, 8), (1, 1, 1, 1, 1), 1, num_classes=2).double()
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     results = []
@@ -190,10 +209,75 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
         model.load_state_dict(state)
         model.set_grad_checkpointing(enabled)
         model.zero_grad()
-        model(x).square().sum().backward()
+        run = torch.compile(model, backend="aot_eager", fullgraph=True) if enabled and compiled else model
+        run(x).square().sum().backward()
         buffers = {key: value.clone() for key, value in model.named_buffers()}
         results.append(({name: p.grad.clone() for name, p in model.named_parameters()}, buffers))
     torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("train", [True, False])
+def test_the_traced_network_gives_the_same(train: bool, checkpointing: bool) -> None:
+    torch.manual_seed(0)
+    model = tiny(drop_rate=0.2, drop_path_rate=0.3).train(train)
+    model.set_grad_checkpointing(checkpointing)
+    traced = torch.fx.symbolic_trace(model)
+    x = torch.randn(2, 3, 64, 32)
+    torch.manual_seed(1)
+    expected = model(x)
+    torch.manual_seed(1)
+    assert torch.equal(traced(x), expected)
+
+
+def test_intermediate_maps() -> None:
+    torch.manual_seed(0)
+    model = tiny().eval()
+    x = torch.randn(2, 3, 64, 96)
+    features, maps = model.forward_intermediates(x)
+    assert torch.equal(features, model.forward_features(x))
+    assert [(m.shape[1], 64 // m.shape[2], 96 // m.shape[3]) for m in maps] == [
+        (info["num_chs"], info["reduction"], info["reduction"]) for info in model.feature_info
+    ]
+    for indices, taken in (([1, -1], [1, 4]), (2, [3, 4]), ((0,), [0])):
+        chosen = model.forward_intermediates(x, indices, intermediates_only=True)
+        torch.testing.assert_close(chosen, [maps[index] for index in taken])
+    last, (chosen,) = model.forward_intermediates(x, [2], stop_early=True)
+    assert last is chosen
+    assert torch.equal(model.forward_intermediates(x, [4], stop_early=True)[0], features)
+
+
+@pytest.mark.parametrize("last", range(5))
+def test_pruning_leaves_what_the_intermediate_maps_need(last: int) -> None:
+    torch.manual_seed(0)
+    model = tiny(drop_rate=0.5).eval()
+    x = torch.randn(2, 3, 64, 64)
+    expected = model.forward_intermediates(x, [last], intermediates_only=True)
+    assert model.prune_intermediate_layers([last - 5]) == [last]
+    torch.testing.assert_close(model.forward_intermediates(x, [last], intermediates_only=True), expected)
+    torch.testing.assert_close([model(x)], expected)
+    model.train().forward_intermediates(x, [last], intermediates_only=True)[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+    assert model.head_hidden_size == model.num_features == model.feature_info[last]["num_chs"]
+
+
+def test_pruning_can_keep_the_head() -> None:
+    model = tiny().eval()
+    x = torch.randn(1, 3, 32, 32)
+    expected = model(x)
+    assert model.prune_intermediate_layers([1, 4], prune_head=False) == [1, 4]
+    assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("indices", [[5], [-6], [], 0, 6, -1])
+def test_there_are_five_stages(indices: Any) -> None:
+    expected = rf"expected up to 5 stages, or their indices below 5, got {re.escape(str(indices))}"
+    with pytest.raises(ValueError, match=f"forward_intermediates: {expected}"):
+        tiny().forward_intermediates(torch.randn(1, 3, 32, 32), indices)
+    with pytest.raises(ValueError, match=f"prune_intermediate_layers: {expected}"):
+        tiny().prune_intermediate_layers(indices)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +303,10 @@ def test_unknown_names() -> None:
         create_model("affnet_xl")
     with pytest.raises(ValueError, match=r'expected global_pool to be None or "avg", got \'rms\''):
         tiny().reset_classifier(2, "rms")
+    with pytest.raises(ValueError, match=r'expected global_pool to be None, "avg" or "", got \'max\''):
+        tiny().reset_classifier(0, "max")
+    with pytest.raises(ValueError, match="expected output_fmt to be \"NCHW\", got 'NHWC'"):
+        tiny().forward_intermediates(torch.randn(1, 3, 32, 32), output_fmt="NHWC")
 
 
 def test_make_divisible() -> None:

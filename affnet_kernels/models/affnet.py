@@ -87,6 +87,7 @@ class AFFNet(nn.Module, HubMixin):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
+        self.global_pool = "avg"
         self.grad_checkpointing = False
         self.feature_info: list[dict[str, Any]] = []
 
@@ -128,7 +129,7 @@ class AFFNet(nn.Module, HubMixin):
             previous = channels[index]
 
         self.num_features = self.head_hidden_size = min(4 * previous, MAX_HEAD_CHANNELS)
-        self.conv_1x1_exp = ConvLayer(previous, self.num_features, activation=activation)
+        self.conv_1x1_exp: nn.Module = ConvLayer(previous, self.num_features, activation=activation)
         self.classifier = nn.Sequential()
         self.reset_classifier(num_classes)
 
@@ -153,32 +154,96 @@ class AFFNet(nn.Module, HubMixin):
         self,
         x: Tensor,  # [B, num_features, H / 32, W / 32]
         pre_logits: bool = False,
-    ) -> Tensor:  # [B, num_classes], or [B, num_features]
+    ) -> Tensor:  # [B, num_classes], or [B, num_features]; unpooled after reset_classifier(0, "")
         """Global average pool and, unless `pre_logits`, the classifier."""
-        x = x.mean((2, 3))
+        if self.global_pool:
+            x = x.mean((2, 3))
         return x if pre_logits else self.classifier(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,  # [B, in_chans, H, W]
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The maps after some stages, by timm's conventions.
+
+        Args:
+            indices: of the five stages, negative ones from the end; a number means the last so many, None all.
+            norm: means nothing here, where no norm follows the stages.
+            stop_early: after the last stage of `indices`.
+            output_fmt: "NCHW".
+            intermediates_only: leave out the first of the returned pair.
+
+        Returns:
+            what `forward_features` returns (if stopped early, the last map), and the list of maps in order.
+
+        Raises:
+            ValueError: there is no such stage, or another `output_fmt`.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f'forward_intermediates: expected output_fmt to be "NCHW", got {output_fmt!r}')
+        taken = _stage_indices("forward_intermediates", indices)
+        last = max(taken) if stop_early else len(STAGES) - 1
+        maps = []
+        x = self.conv_1(x)
+        for index, name in enumerate(STAGES[: last + 1]):
+            x = self._stage(name, x)
+            if index in taken:
+                maps.append(x)
+        if intermediates_only:
+            return maps
+        return (x if last < len(STAGES) - 1 else self.conv_1x1_exp(x)), maps
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Remove what `forward_intermediates` does not need for `indices`, and return them counted from the start.
+
+        `prune_norm` means nothing here. The head goes with the last stage, or where `prune_head` says so.
+        """
+        taken = _stage_indices("prune_intermediate_layers", indices)
+        last = max(taken)
+        for name in STAGES[last + 1 :]:
+            self.add_module(name, nn.Identity())
+        if prune_head or last < len(STAGES) - 1:
+            self.conv_1x1_exp = nn.Identity()
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+            self.reset_classifier(0, "")
+        return taken
 
     def get_classifier(self) -> nn.Module:
         """The last linear layer; an Identity if it was removed."""
         return getattr(self.classifier, "fc", nn.Identity())
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put in a new classifier for `num_classes` classes, or none for 0; the pool is always the mean ("avg")."""
+        """Put in a new classifier for `num_classes` classes, or none for 0; without one, `global_pool` may be ""."""
         if num_classes < 0:
             raise ValueError(f"reset_classifier: expected num_classes >= 0, got {num_classes}")
-        if global_pool not in (None, "avg"):
-            raise ValueError(f'reset_classifier: expected global_pool to be None or "avg", got {global_pool!r}')
+        if global_pool not in (None, "avg") and (global_pool or num_classes):
+            expected = 'None or "avg"' if num_classes else 'None, "avg" or ""'
+            raise ValueError(f"reset_classifier: expected global_pool to be {expected}, got {global_pool!r}")
         self.num_classes = self.options["num_classes"] = num_classes
+        if num_classes:
+            self.global_pool = "avg"
+        elif global_pool is not None:
+            self.global_pool = global_pool
         self.classifier = nn.Sequential()
-        if not num_classes:
-            return
-        weight = self.conv_1x1_exp.block[0].weight
-        if self.drop_rate:
-            self.classifier.add_module("dropout", nn.Dropout(self.drop_rate))
-        fc = nn.Linear(self.num_features, num_classes, device=weight.device, dtype=weight.dtype)
-        nn.init.xavier_uniform_(fc.weight)
-        nn.init.zeros_(fc.bias)
-        self.classifier.add_module("fc", fc)
+        if num_classes:
+            if self.drop_rate:
+                self.classifier.add_module("dropout", nn.Dropout(self.drop_rate))
+            like = next(self.parameters())
+            fc = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            nn.init.xavier_uniform_(fc.weight)
+            nn.init.zeros_(fc.bias)
+            self.classifier.add_module("fc", fc)
+        self.classifier.train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each stage in the backward pass instead of keeping what is inside it."""
@@ -186,8 +251,15 @@ class AFFNet(nn.Module, HubMixin):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that sort the parameters into layers, by timm's conventions: for learning rates by depth."""
-        blocks = r"^layer_(\d+)" if coarse else r"^layer_(\d+)\.(\d+)(?:\.global_rep\.(\d+))?"
-        return {"stem": r"^conv_1\.", "blocks": [(blocks, None), (r"^conv_1x1_exp", (99999,))]}
+        with_previous = (99999,)  # timm's number for that
+        blocks = [
+            (r"^layer_(\d+)\.(\d+)\.global_rep\.(\d+)", None),
+            (r"^layer_(\d+)\.(\d+)\.(?:conv_proj|fusion)", with_previous),
+            (r"^layer_(\d+)\.(\d+)", None),
+        ]
+        if coarse:
+            blocks = [(r"^layer_(\d+)", None)]
+        return {"stem": r"^conv_1\.", "blocks": [*blocks, (r"^conv_1x1_exp", with_previous)]}
 
     def _stage(
         self,
@@ -196,10 +268,26 @@ class AFFNet(nn.Module, HubMixin):
     ) -> Tensor:
         stage = getattr(self, name)
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+            if torch.compiler.is_compiling():  # which recomputes values, not updates
+                return checkpoint(stage, x, use_reentrant=False)
             return checkpoint(
                 stage, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _kept_statistics(stage))
             )
         return stage(x)
+
+
+def _stage_indices(function: str, indices: int | Sequence[int] | None) -> list[int]:
+    """Stages counted from the start; of a number the last so many, of None all."""
+    count = len(STAGES)
+    if indices is None or isinstance(indices, int):
+        taken = list(range(count))[-(count if indices is None else indices) :]
+        right = indices is None or 1 <= indices <= count
+    else:
+        taken = [index + count if index < 0 else index for index in indices]
+        right = bool(taken) and all(0 <= index < count for index in taken)
+    if not right:
+        raise ValueError(f"{function}: expected up to {count} stages, or their indices below {count}, got {indices}")
+    return taken
 
 
 @contextmanager

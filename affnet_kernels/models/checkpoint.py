@@ -187,7 +187,7 @@ def _read(path: Path, ema: bool, mapped: bool) -> dict[str, Tensor]:
     content = _safetensors_content(path, mapped) if path.suffix == ".safetensors" else _torch_content(path, mapped)
     if not isinstance(content, Mapping):
         raise ValueError(f"read_checkpoint: expected a state dict, got {path}, which holds a {type(content).__name__}")
-    found = list(_state_dicts(content))
+    found = list(state_dicts(content))
     if not found:
         raise ValueError(f"read_checkpoint: expected tensors, got {path}, which holds none under {_some(content)}")
     averaged = [state for is_averaged, state in found if is_averaged]
@@ -242,11 +242,11 @@ def _safetensors_content(path: Path, mapped: bool) -> dict[str, Tensor]:
         ) from error
 
 
-def _state_dicts(content: Mapping[Any, Any], averaged: bool = False) -> Iterator[tuple[bool, dict[str, Tensor]]]:
+def state_dicts(content: Mapping[Any, Any], averaged: bool = False) -> Iterator[tuple[bool, dict[str, Tensor]]]:
     """The state dicts under known wrappers, each with whether it is averaged; or the mapping itself as such."""
     wrappers = [name for name in (*WRAPPERS, *AVERAGED_WRAPPERS) if isinstance(content.get(name), Mapping)]
     for name in wrappers:
-        yield from _state_dicts(content[name], averaged or name in AVERAGED_WRAPPERS)
+        yield from state_dicts(content[name], averaged or name in AVERAGED_WRAPPERS)
     if wrappers:
         return
     states: dict[bool, dict[str, Tensor]] = {}
