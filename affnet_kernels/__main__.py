@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from affnet_kernels.commands import check, convert, info, warm
+from affnet_kernels.commands import check, classify, convert, info, show, warm
 
-COMMANDS = (info, check, warm, convert)
+COMMANDS = (info, check, warm, convert, show, classify)
 
 
 def main(
