@@ -100,8 +100,8 @@ class FusedConv2d(nn.Conv2d):
         )
 
     def _packed_weight(self, x: Tensor) -> Tensor:
-        """The weight as oneDNN wants it: without this, it would be reordered at every call."""
-        made_from = self.weight.data_ptr(), self.weight._version
+        """The weight as oneDNN wants it for maps of this size; else it would be reordered at every call."""
+        made_from = x.shape, self.weight.data_ptr(), self.weight._version
         if self._packed is None or self._packed[0] != made_from:
             geometry = self.padding, self.stride, self.dilation, self.groups
             packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *geometry, x.shape)
