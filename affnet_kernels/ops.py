@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.autograd_function import enable_single_level_autograd_function  # type: ignore[attr-defined]
+from torch._prims_common import suggest_memory_format
 from torch.autograd.function import _SingleLevelFunction
 
 from affnet_kernels.backends import reference, select
@@ -91,9 +92,10 @@ def _forward(
     spec = MixerSpec.of(x, w1, activation)
     chosen = select(spec, backend)
     if x.numel() == 0:  # torch.fft raises for an empty batch
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
+        return torch.empty_like(x, memory_format=_memory_format(x))
     threshold = sparsity_threshold if dynamic_threshold is None else dynamic_threshold.item()
-    return chosen.forward(spec, x, Parameters(w1, b1, w2, b2), threshold)
+    y = chosen.forward(spec, x, Parameters(w1, b1, w2, b2), threshold)
+    return y.contiguous(memory_format=_memory_format(x))
 
 
 def _backward(
@@ -116,7 +118,13 @@ def _backward(
         empty = _empty_gradients(x, parameters, input_grad, parameter_grads)
         return tuple(gradient.zero_() for gradient in empty)  # type: ignore[return-value]
     threshold = sparsity_threshold if dynamic_threshold is None else dynamic_threshold.item()
-    return chosen.backward(spec, dy, x, parameters, threshold, input_grad, parameter_grads)
+    dx, *others = chosen.backward(spec, dy, x, parameters, threshold, input_grad, parameter_grads)
+    return (dx.contiguous(memory_format=_memory_format(x)) if input_grad else dx, *others)  # type: ignore[return-value]
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """The format that x has, contiguous or channels-last, and that y and dx are given."""
+    return torch.contiguous_format if x.is_contiguous() else suggest_memory_format(x)
 
 
 def _empty_gradients(
@@ -128,7 +136,7 @@ def _empty_gradients(
     needed = (input_grad, *(4 * (parameter_grads,)))
     shapes = (tensor.shape if need else (0,) for tensor, need in zip((x, *parameters), needed, strict=True))
     dx, *rest = (t.new_empty(shape) for t, shape in zip((x, *parameters), shapes, strict=True))
-    return (dx, *rest)  # type: ignore[return-value]
+    return (torch.empty_like(x, memory_format=_memory_format(x)) if input_grad else dx, *rest)  # type: ignore[return-value]
 
 
 def _forward_fake(
@@ -136,7 +144,7 @@ def _forward_fake(
     *_: Any,
     dynamic_threshold: Tensor | None = None,
 ) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return torch.empty_like(x, memory_format=_memory_format(x))
 
 
 def _backward_fake(

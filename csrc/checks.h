@@ -55,6 +55,11 @@ inline Sizes check_sizes(const char* function,
   return n;
 }
 
+// The format that x has, contiguous or channels-last, and that y and dx are given.
+inline at::MemoryFormat memory_format_of(const at::Tensor& x) {
+  return x.is_contiguous() ? at::MemoryFormat::Contiguous : x.suggest_memory_format();
+}
+
 inline void check_dy(const char* function, const at::Tensor& dy, const at::Tensor& x) {
   TORCH_CHECK_VALUE(dy.sizes() == x.sizes() && dy.device() == x.device(), function, ": expected dy ", x.sizes(), " on ",
                     x.device(), ", got ", dy.sizes(), " on ", dy.device());

@@ -24,7 +24,7 @@ from tests.helpers import (
     stored_case,
     stored_case_names,
 )
-from tests.test_forward import HALVES, LAYOUTS, TYPICAL, assert_same, skip_unsupported
+from tests.test_forward import HALVES, LAYOUTS, TYPICAL, assert_same, format_of, skip_unsupported
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -99,6 +99,7 @@ def test_layout(backend: str, layout: str) -> None:
     tensors = [LAYOUTS[layout](x).detach().requires_grad_(), *(leaf(parameter) for parameter in parameters)]
     dy = LAYOUTS[layout](case.dy.to(device))
     gradients = torch.autograd.grad(fused_aff_mixer(*tensors, backend=backend), tensors, dy)
+    assert gradients[0].is_contiguous(memory_format=format_of(layout))
     assert_gradients(gradients, case)
 
 

@@ -19,6 +19,7 @@ from affnet_kernels.spec import MixerSpec, Parameters
 from tests.helpers import (
     FORWARD_BOUND,
     GRADIENT_BOUND,
+    SHAPES,
     THRESHOLD,
     Shape,
     assert_forward,
@@ -291,6 +292,35 @@ def test_only_unlike_images_are_computed_alone(height: int, width: int) -> None:
             assert torch.equal(got, torch.cat(each)) == alone
 
 
+def _last(tensor: Tensor) -> Tensor:
+    return tensor.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", [*SHAPES, *UNLIKE])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_channels_last(name: str, dtype: torch.dtype) -> None:
+    """The same from maps in either format: bit for bit, but for 16-bit types, whose sums are in another order.
+
+    The images of a batch are of unlike magnitude, so that tiles are computed a second time, from x and dy as they were.
+    """
+    tensors = make_inputs(SHAPES.get(name) or UNLIKE[name], dtype)
+    scales = SCALES if dtype.itemsize > 2 else (1.0, 1e-2)
+    for x, dy in (
+        (tensors[0], torch.randn_like(tensors[0])),
+        (_scaled(tensors[0], scales), _scaled(torch.randn_like(tensors[0]), scales[::-1])),
+    ):
+        expected = _outputs((x, *tensors[1:]), dy)
+        for got in (_outputs((_last(x), *tensors[1:]), _last(dy)), _outputs((_last(x), *tensors[1:]), dy)):
+            for output in got[:2]:
+                assert output.is_contiguous() or output.is_contiguous(memory_format=torch.channels_last)
+                assert output.is_contiguous() == _last(x).is_contiguous()  # a map of one pixel is both
+            for a, b in zip(got, expected, strict=True):
+                if dtype.itemsize > 2:
+                    assert torch.equal(a, b)
+                else:
+                    assert relative_error(a, b.double()) <= 1e-4
+
+
 @pytest.mark.parametrize("name", UNLIKE)
 def test_zero_images(name: str) -> None:
     """Below the threshold the branch of a zero image is exactly zero, and so are its gradient's and that of no dy."""
@@ -323,10 +353,10 @@ def test_channels_of_unlike_magnitude(name: str) -> None:
 
 
 def _guarded(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """A copy of `tensor` between bands of NaN, and the memory of all three."""
+    """A copy of `tensor`, with its strides, between bands of NaN, and the memory of all three."""
     band = 256
     memory = torch.full((tensor.numel() + 2 * band,), float("nan"), dtype=tensor.dtype)
-    inner = memory[band : band + tensor.numel()].view(tensor.shape)
+    inner = memory.as_strided(tensor.shape, tensor.stride(), band)
     return inner.copy_(tensor), memory
 
 
@@ -342,9 +372,11 @@ def _guarded(tensor: Tensor) -> tuple[Tensor, Tensor]:
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_reads_nothing_around_its_inputs(shape: Shape, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_reads_nothing_around_its_inputs(shape: Shape, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
     """NaN around every input reaches no output, and is not written to."""
-    tensors = make_inputs(shape, dtype)
+    x, *parameters = make_inputs(shape, dtype)
+    tensors = x.contiguous(memory_format=memory_format), *parameters
     dy = torch.randn_like(tensors[0])
     guarded = [_guarded(tensor) for tensor in (dy, *tensors)]
     inputs = [inner for inner, _ in guarded]
@@ -353,7 +385,7 @@ def test_reads_nothing_around_its_inputs(shape: Shape, dtype: torch.dtype) -> No
     for (_, memory), tensor in zip(guarded, (dy, *tensors), strict=True):
         assert memory[:256].isnan().all()
         assert memory[-256:].isnan().all()
-        assert torch.equal(memory[256:-256].view(tensor.shape), tensor)
+        assert torch.equal(memory.as_strided(tensor.shape, tensor.stride(), 256), tensor)
 
 
 def _peak_bytes(function: object, *tensors: Tensor) -> int:

@@ -15,6 +15,7 @@ from affnet_kernels.models.affnet import (
     create_model,
 )
 from affnet_kernels.models.checkpoint import from_checkpoint, load_checkpoint, read_checkpoint
+from affnet_kernels.models.inference import fuse_for_inference
 
 __all__ = [
     "MODELS",
@@ -26,6 +27,7 @@ __all__ = [
     "affnet_t",
     "create_model",
     "from_checkpoint",
+    "fuse_for_inference",
     "load_checkpoint",
     "read_checkpoint",
 ]

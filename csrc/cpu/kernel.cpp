@@ -3,7 +3,7 @@
 // objects.
 #include "kernel.h"
 
-#include "tile.h"
+#include "channels_last.h"
 
 #define AFFNET_STRING_OF(name) #name
 #define AFFNET_STRING(name) AFFNET_STRING_OF(name)
@@ -28,13 +28,22 @@ Tile tile_at(const Call<T>& call, int64_t k, int64_t index) {
   return {k, first, images_log2};
 }
 
-constexpr Tile kNoTile{-1, 0, 0};
-
 // Images, or channels of a thin map, share transforms: one that is not finite, or much larger than the others, spoils
 // these (see fft/energy.h). Such tiles are computed again with each image, and each of its channels, alone.
 template <typename F>
 void each_image_alone(const Tile& tile, F&& f) {
   for (int64_t image = 0; image < int64_t{1} << tile.images_log2; ++image) f(Tile{tile.k, tile.first + image, 0, true});
+}
+
+template <typename T>
+Outcome compute(const Call<T>& call, const Block<T>& block, const Tile& tile, const Tile& next, bool backward, T scale,
+                const Scratch<T>& scratch) {
+  if (call.channels_last) {
+    return backward ? backward_channels_last(call, block, tile, scale, scratch)
+                    : forward_channels_last(call, block, tile, scale, scratch);
+  }
+  return backward ? backward_tile(call, block, tile, next, scale, scratch)
+                  : forward_tile(call, block, tile, next, scale, scratch);
 }
 
 template <typename T>
@@ -49,9 +58,9 @@ void forward(const Call<T>& call, int64_t begin, int64_t end, char* memory) {
     for (int64_t i = begin > k * tiles ? begin : k * tiles; i < last; ++i) {
       const Tile tile = tile_at(call, k, i % tiles);
       const Tile next = i + 1 < end ? tile_at(call, (i + 1) / tiles, (i + 1) % tiles) : kNoTile;
-      if (forward_tile(call, block, tile, next, scale, scratch) == Outcome::kGood || !call.shares_transforms())
-        continue;
-      each_image_alone(tile, [&](const Tile& alone) { forward_tile(call, block, alone, kNoTile, scale, scratch); });
+      const Outcome outcome = compute(call, block, tile, next, false, scale, scratch);
+      if (outcome == Outcome::kGood || !call.shares_transforms()) continue;
+      each_image_alone(tile, [&](const Tile& alone) { compute(call, block, alone, kNoTile, false, scale, scratch); });
     }
   }
 }
@@ -81,18 +90,18 @@ void backward(const Call<T>& call, int k, bool packed, int64_t begin, int64_t en
                       : k + 1 < call.blocks ? tile_at(call, k + 1, begin)
                                             : kNoTile;
     const Tile tile = tile_at(call, k, i);
-    const Outcome outcome = backward_tile(call, block, tile, next, scale, scratch);
+    const Outcome outcome = compute(call, block, tile, next, true, scale, scratch);
     finite = outcome != Outcome::kNotFinite;
     if (!finite || outcome == Outcome::kGood) continue;
     // The gradients of the parameters must not be added twice.
     const Call<T>& again = outcome == Outcome::kUnlikeOutputs ? without_parameters : call;
-    each_image_alone(tile, [&](const Tile& alone) { backward_tile(again, block, alone, kNoTile, scale, scratch); });
+    each_image_alone(tile, [&](const Tile& alone) { compute(again, block, alone, kNoTile, true, scale, scratch); });
   }
   if (!finite && call.shares_transforms()) {  // the sums are not finite either
     scratch.clear_sums();
     for (int64_t i = begin; i < end; ++i) {
       each_image_alone(tile_at(call, k, i),
-                       [&](const Tile& alone) { backward_tile(call, block, alone, kNoTile, scale, scratch); });
+                       [&](const Tile& alone) { compute(call, block, alone, kNoTile, true, scale, scratch); });
     }
   }
   if (call.parameter_grads) store_grads(call, scratch, scale * s / 2, scale, grads);

@@ -19,10 +19,11 @@ struct Call {
   const void* dy;  // [B, C, H, W], backward only
   void* out;       // [B, C, H, W], y or dx
   Storage storage;
-  const T* w1;  // [2, K, D, Dh]
-  const T* b1;  // [2, K, Dh]
-  const T* w2;  // [2, K, Dh, D]
-  const T* b2;  // [2, K, D]
+  bool channels_last;  // the format of all three; else they are contiguous
+  const T* w1;         // [2, K, D, Dh]
+  const T* b1;         // [2, K, Dh]
+  const T* w2;         // [2, K, Dh, D]
+  const T* b2;         // [2, K, D]
   int64_t batch, height, width;
   int blocks, size, hidden;  // K, D, Dh
   T threshold;

@@ -107,9 +107,10 @@ struct Prepared {
 
   Prepared(const Sizes& n, const at::Tensor& x_, const Parameters& parameters_, double sparsity_threshold,
            Activation activation)
-      : x(x_.contiguous()), parameters(parameters_.contiguous()) {
+      : x(x_.contiguous(memory_format_of(x_))), parameters(parameters_.contiguous()) {
     call.x = x.const_data_ptr();
     call.storage = storage_of(x.scalar_type());
+    call.channels_last = memory_format() == at::MemoryFormat::ChannelsLast;
     const auto& [w1, b1, w2, b2] = parameters;
     call.w1 = w1.template const_data_ptr<T>(), call.b1 = b1.template const_data_ptr<T>();
     call.w2 = w2.template const_data_ptr<T>(), call.b2 = b2.template const_data_ptr<T>();
@@ -122,6 +123,9 @@ struct Prepared {
     std::copy(std::begin(layout->geometry), std::end(layout->geometry), call.geometry);
     call.alone = layout->alone;
   }
+
+  at::MemoryFormat memory_format() const { return memory_format_of(x); }
+  at::Tensor output() const { return at::empty_like(x, x.options(), memory_format()); }
 };
 
 // The least number of elements that is worth a thread of its own.
@@ -129,7 +133,7 @@ constexpr int64_t kGrainElements = 1 << 14;
 
 template <typename T>
 at::Tensor run_forward(const Sizes& n, Prepared<T>& prepared) {
-  at::Tensor y = at::empty_like(prepared.x);  // contiguous, like prepared.x
+  at::Tensor y = prepared.output();
   Call<T>& call = prepared.call;
   call.out = y.data_ptr();
   const size_t bytes = kernel<T>().scratch_bytes(call, false);
@@ -197,7 +201,7 @@ template <typename T>
 Gradients run_backward(const Sizes& n, Prepared<T>& prepared, const at::Tensor& dy) {
   Call<T>& call = prepared.call;
   call.dy = dy.const_data_ptr();
-  at::Tensor dx = call.input_grad ? at::empty_like(prepared.x) : at::empty({0}, prepared.x.options());
+  at::Tensor dx = call.input_grad ? prepared.output() : at::empty({0}, prepared.x.options());
   call.out = call.input_grad ? dx.data_ptr() : nullptr;
   const int64_t tiles = call.tiles_per_block();
   const int64_t count = std::min(tiles, std::max<int64_t>(1, kBackwardTasks / n.K));  // partial sums of each block
@@ -257,7 +261,7 @@ Gradients backward(const at::Tensor& dy,  // [B, C, H, W]
     Prepared<T> prepared(n, x, parameters, sparsity_threshold, activation_named(name, activation));
     prepared.call.input_grad = input_grad;
     prepared.call.parameter_grads = parameter_grads;
-    return run_backward(n, prepared, dy.contiguous());
+    return run_backward(n, prepared, dy.contiguous(prepared.memory_format()));
   };
   return x.scalar_type() == at::kDouble ? run(double{}) : run(float{});
 }

@@ -40,6 +40,7 @@ struct Scratch {
   PackedWeight<T> w1_adjoint{}, w2_adjoint{};  // backward
   T* X;                                        // [D, 2, slot_stride], spectrum of x, then of the branch
   T* G;                                        // [D, 2, slot_stride], spectrum of dy, then of dx - dy
+  T* planes[2];                                // channels-last: [images, D, H, W], copies of a tile's part of tensors
   T* hidden;                                   // [Dh, 2, layer_chunk], the activations; backward, their derivatives
   T* O1;                                       // [Dh, 2, gradient_chunk]
   T* dP1;                                      // [Dh, 2, gradient_chunk]
@@ -83,6 +84,8 @@ struct Scratch {
       w2_adjoint = {arena.take<T>(weight), call.size, call.hidden};
     }
     X = arena.take<T>(size * 2 * slots);
+    const ptrdiff_t copied = call.channels_last ? size * call.height * call.width << call.images_log2 : 0;
+    for (T*& copy : planes) copy = arena.take<T>(copied);
     layer_chunk = layer_chunk_vectors(call.size, call.hidden) * kLanes;
     hidden = arena.take<T>(hidden_size * 2 * layer_chunk);
     if (backward) {

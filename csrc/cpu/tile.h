@@ -34,6 +34,8 @@ struct Tile {
   bool alone = false;  // one image, each channel transformed alone
 };
 
+constexpr Tile kNoTile{-1, 0, 0};
+
 template <typename T>
 const Geometry<T>& geometry_of(const Call<T>& call, const Tile& tile) {
   return tile.alone ? *call.alone : *call.geometry[tile.images_log2];

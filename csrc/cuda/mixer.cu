@@ -256,7 +256,7 @@ at::Tensor forward(const at::Tensor& x,   // [B, C, H, W]
     const CallFacts facts = facts_of<decltype(s)>(n, x.get_device(), false, false);
     Call<decltype(s), decltype(t)> call(n, x, parameters, sparsity_threshold, activation_named(name, activation), facts,
                                         true);
-    return run_forward(call);
+    return run_forward(call).contiguous(memory_format_of(x));
   });
 }
 
@@ -277,7 +277,10 @@ Gradients backward(const at::Tensor& dy,  // [B, C, H, W]
     const CallFacts facts = facts_of<decltype(s)>(n, x.get_device(), true, parameter_grads);
     Call<decltype(s), decltype(t)> call(n, x, parameters, sparsity_threshold, activation_named(name, activation), facts,
                                         input_grad);
-    return run_backward(call, dy.contiguous(), input_grad);
+    Gradients gradients = run_backward(call, dy.contiguous(), input_grad);
+    at::Tensor& dx = std::get<0>(gradients);
+    if (input_grad) dx = dx.contiguous(memory_format_of(x));
+    return gradients;
   });
 }
 
