@@ -14,7 +14,8 @@ import affnet_kernels
 from affnet_kernels import __main__ as cli
 from affnet_kernels import ops
 from affnet_kernels.backends import BACKENDS
-from affnet_kernels.commands import check
+from affnet_kernels.commands import check, warm
+from affnet_kernels.models import create_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,3 +84,28 @@ def test_warm_says_why_it_cannot(capsys: pytest.CaptureFixture[str]) -> None:
     assert "expected maps as CHANNELS@HxW" in capsys.readouterr().err
     assert cli.main(["warm", "64@64x64"]) == 1
     assert "64@64x64 does not run on triton: " in capsys.readouterr().err
+    assert cli.main(["warm"]) == 2
+    assert "expected maps as CHANNELS@HxW, or --model, got neither" in capsys.readouterr().err
+    assert cli.main(["warm", "--model", "affnet_t", "--size", "0"]) == 2
+    assert "expected --size >= 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "size"), [("affnet_et", 224), ("affnet_et", 250), ("affnet_t", 33)])
+def test_warm_knows_the_maps_of_a_network(name: str, size: int) -> None:
+    model = create_model(name).eval()
+    seen: list[tuple[int, ...]] = []
+    for module in model.modules():
+        if isinstance(module, affnet_kernels.AFFMixer):
+            module.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[1:])))
+    with torch.no_grad():
+        model(torch.randn(1, 3, size, size))
+    assert list(dict.fromkeys(seen)) == warm.maps_of(name, size)
+
+
+def test_warm_takes_each_map_of_a_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    specs: list[affnet_kernels.MixerSpec] = []
+    monkeypatch.setattr(warm.triton, "unsupported", lambda spec: ["too large"] if spec.height > 32 else [])
+    monkeypatch.setattr(warm.triton, "warm", lambda found, progress: specs.extend(found) or 1)
+    assert cli.main(["warm", "96@32x32", "--model", "affnet_t", "--size", "256", "320", "--dtype", "bfloat16"]) == 0
+    assert [(spec.channels, spec.height) for spec in specs] == [(96, 32), (160, 16), (192, 8), (160, 20), (192, 10)]
+    assert {(spec.dtype, spec.blocks, spec.activation) for spec in specs} == {(torch.bfloat16, 8, "silu")}
