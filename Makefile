@@ -5,7 +5,7 @@ TORCH  ?= torch==2.13.0
 BENCH_OUT ?= out/bench
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install bench tables cpu-table gpu gpu-table gpu-rehearsal commit-file compile-check test test-triton-versions \
+.PHONY: help install bench tables pictures cpu-table gpu gpu-table gpu-rehearsal commit-file compile-check test test-triton-versions \
         test-timm test-cuda-build lint format clean
 .DEFAULT_GOAL := help
 
@@ -14,6 +14,7 @@ help:
 	@echo 'make bench     run the mixer on photographs: table, plots, CSV'
 	@echo 'make cpu-table measure this CPU for README: its CSV in benchmarks/results, and the tables'
 	@echo 'make tables    README tables from the CSV files in benchmarks/results'
+	@echo 'make pictures  README pictures of what the filter sees'
 	@echo 'make gpu OUT=dir   all the evidence that a CUDA device can give in nine minutes, with the python3 at hand'
 	@echo 'make gpu-rehearsal   every step of make gpu on this CPU, in a copy of the tree without .git'
 	@echo 'make commit-file   write COMMIT, for a tree that travels to a GPU without .git'
@@ -50,6 +51,11 @@ cpu-table: install
 	@$(PYTHON) -m benchmarks run default relu cliffs --device cpu --compile-seconds 200 --out out/cpu-table
 	@$(PYTHON) -m benchmarks keep out/cpu-table
 	@$(PYTHON) -m benchmarks readme
+
+# README's pictures that come from a command of the package.
+pictures: install
+	@photographs=$$($(PYTHON) -c 'import sklearn.datasets as d; print(d.__path__[0])')/images && \
+	  $(PYTHON) -m affnet_kernels show $$photographs/flower.jpg --position 0.4,0.6 --out benchmarks/results/filters.png
 
 tables gpu-table: install
 	@$(PYTHON) -m benchmarks readme

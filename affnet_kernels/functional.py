@@ -60,7 +60,7 @@ def fused_aff_mixer(
             see `available_backends`.
 
     Returns:
-        y [B, C, H, W], contiguous, of x's dtype and device.
+        y [B, C, H, W], of x's dtype, device and memory format: channels-last, or else contiguous.
 
     Raises:
         ValueError: a shape, the threshold, the activation or the backend's name is not as above.
