@@ -39,7 +39,11 @@ def run(
         progress = Progress(len(cases))
         for case in cases:
             names = tuple(providers or SUITES[case.suite].providers_for(case))
-            wanted = tuple(name for name in names if meter.device in PROVIDERS[name].devices)
+            wanted = tuple(
+                name
+                for name in names
+                if meter.device in PROVIDERS[name].devices and bool(case.network) == (PROVIDERS[name].kind == "network")
+            )
             progress.step(f"{case.suite} {case.name} {case.direction} {case.dtype}")
             if time.monotonic() > deadline:
                 reason = "the time of this run is spent"
