@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import inputs, timing
+from benchmarks import inputs, networks, timing
 from benchmarks.accuracy import worst_error
 from benchmarks.cases import EAGER, OFFICIAL, Case
 from benchmarks.environment import facts, sm_clock
@@ -208,8 +207,8 @@ class Bench:
         x = inputs.example(self._case, self._meter.device, seed) if seed else self._x
         truth = self._truths.get((provider.exact, seed))
         if truth is None:
-            # A network has many layers too small for several threads.
-            with nullcontext() if self._case.network else all_threads(), FlopCounterMode(display=False) as counter:
+            # Many layers of a network are too small for several threads.
+            with nullcontext() if self._case.network else all_threads(), networks.counter() as counter:
                 truth = exact(provider, self._case, x)
             self._flops[provider.exact] = counter.get_total_flops()
         if provider.kind in ("mixer", "network"):

@@ -140,10 +140,10 @@ def headlines(rows: Rows) -> list[str]:
             for provider in FUSED_NETWORKS:
                 same = [by[what] for key, by in found.items() if key[1:] == (dtype, provider) and what in by]
                 if ratios := [speedup(rows, row) for row in same]:
-                    over = f"{', '.join(_name(row.case) for row in same)}; lowest {min(ratios):.2f}x"
+                    over = ", ".join(f"{_name(row.case)} {ratio:.2f}x" for row, ratio in zip(same, ratios, strict=True))
                     said.append(
-                        f"Whole network, {NAMES[provider]}, {dtype}, {what}: {geometric_mean(ratios):.2f}x official "
-                        f"(geometric mean over {over})."
+                        f"Whole network, {NAMES[provider]}, {dtype}, {what}: {geometric_mean(ratios):.2f}x official, "
+                        f"geometric mean of {over}."
                     )
     return said
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from affnet_kernels import models
 from affnet_kernels.models.aff_block import MixerBlock
@@ -76,6 +77,16 @@ def compiled(prepare: Callable[[Case], nn.Module]) -> Callable[[Case], nn.Module
         return torch.compile(prepare(case), dynamic=False)  # type: ignore[return-value]
 
     return build
+
+
+def counter() -> FlopCounterMode:
+    """Counts operations, also of self-attention on a CPU, to which PyTorch does not apply its own formula."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def operations(q: torch.Size, k: torch.Size, v: torch.Size, *args: Any, **kwargs: Any) -> int:
+        return int(sdpa_flop_count(q, k, v))
+
+    return FlopCounterMode(display=False, custom_mapping={attention: operations})
 
 
 class NetworkCall:

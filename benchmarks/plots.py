@@ -252,15 +252,19 @@ def networks(plt: Any, rows: Rows) -> Any:
     if not panels and not lines:
         return None
     height = bool(panels) + bool(lines)
-    figure = plt.figure(figsize=(13, 4.4 * height))
-    grid = figure.add_gridspec(height, 12)
-    for place, (what, title) in enumerate(panels):
-        width = 12 // len(panels)
-        _bars(figure.add_subplot(grid[0, place * width : (place + 1) * width]), ways, what, title)
-    for place, name in enumerate(lines):
-        width = 12 // len(lines)
-        _lines(figure.add_subplot(grid[-1, place * width : (place + 1) * width]), mixers, name, legend=place == 0)
-    figure.tight_layout()
+    figure = plt.figure(figsize=(13, 4.4 * height), layout="constrained")
+    rows_of_panels = figure.subfigures(height, 1, squeeze=False)[:, 0]
+    if panels:
+        groups = [sum(what in by for by in ways.values()) for what, _ in panels]  # bars, which set a panel's width
+        axes = rows_of_panels[0].subplots(1, len(panels), squeeze=False, width_ratios=[max(4, n) for n in groups])[0]
+        for axis, (what, title) in zip(axes, panels, strict=True):
+            _bars(axis, ways, what, title)
+    if lines:
+        axes = rows_of_panels[-1].subplots(1, len(lines), squeeze=False, sharey=True)[0]
+        for axis, name in zip(axes, lines, strict=True):
+            _lines(axis, mixers, name)
+        axes[0].set_ylabel("images per second")
+        axes[-1].legend(fontsize=8.5, frameon=False)
     return figure
 
 
@@ -286,7 +290,7 @@ def _bars(axis: Any, found: network_tables.Found, what: str, title: str) -> None
     axis.legend(fontsize=8.5, frameon=False, loc="upper right")
 
 
-def _lines(axis: Any, found: network_tables.Found, name: str, legend: bool) -> None:
+def _lines(axis: Any, found: network_tables.Found, name: str) -> None:
     rows = [by["forward"] for (case, _, _), by in found.items() if case.startswith(f"{name}@") and "forward" in by]
     for provider, colour in NETWORK_COLOURS.items():
         points = sorted((row.height, network_tables.rate(row)) for row in rows if row.provider == provider)
@@ -295,13 +299,11 @@ def _lines(axis: Any, found: network_tables.Found, name: str, legend: bool) -> N
             axis.plot(*zip(*points, strict=True), marker="o", color=colour, linewidth=wide, label=NAMES[provider])
     sizes = sorted({row.height for row in rows})
     axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
+    axis.set_yscale("log", subs=[2, 5])
     axis.set_xticks(sizes, [str(size) for size in sizes])
-    axis.minorticks_off()
+    axis.set_xticks([], minor=True)
     axis.yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
+    axis.yaxis.set_minor_formatter(lambda rate, _: f"{rate:g}")
     axis.set_xlabel("pixels: H = W of the images")
-    axis.set_ylabel("images per second")
     axis.set_title(f"{name} with other mixers, forward, B={rows[0].batch}, {rows[0].dtype}", fontsize=10.5, loc="left")
-    axis.grid(True, which="major", alpha=0.3)
-    if legend:
-        axis.legend(fontsize=8.5, frameon=False)
+    axis.grid(True, which="both", alpha=0.3)

@@ -119,6 +119,14 @@ def test_the_mixers_matter_and_the_statistics_are_the_photographs() -> None:
     assert not torch.equal(networks.official(SMALL).state_dict()["conv_1.block.norm.running_var"], initial)
 
 
+def test_the_operations_of_self_attention_are_counted() -> None:
+    """PyTorch's counter has no entry for the kernel of a CPU."""
+    q = torch.zeros(2, 4, 64, 16, dtype=torch.float64)
+    with networks.counter() as counter:
+        torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    assert counter.get_total_flops() == 2 * (2 * 2 * 4 * 64 * 64 * 16)
+
+
 @pytest.mark.parametrize("size", [32, 512])
 def test_images_are_photographs_of_any_size(size: int) -> None:
     pytest.importorskip("sklearn")
