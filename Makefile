@@ -43,9 +43,9 @@ install: $(VENV)/installed
 
 bench: install
 	@echo '== measuring the mixer and the networks on photographs (about five minutes)'
-	@$(PYTHON) -m benchmarks run --out $(BENCH_OUT) --limit 255 --report
+	@$(PYTHON) -m benchmarks run --out $(BENCH_OUT) --limit 270 --report
 
-# Takes a quarter of an hour on an idle machine, and needs a checkout without changes: the CSV names its commit.
+# Takes about half an hour on an idle machine, and needs a checkout without changes: the CSV names its commit.
 cpu-table: install
 	@$(PYTHON) -m benchmarks run default relu cliffs networks-compiled networks-mixers --device cpu \
 	  --compile-seconds 1200 --out out/cpu-table

@@ -104,7 +104,7 @@ def readme(options: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    commands = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures the mixer.")
+    commands = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures the mixer and the networks.")
     sub = commands.add_subparsers(required=True, metavar="command")
 
     sub.add_parser("list", help=list_cases.__doc__).set_defaults(command=list_cases)

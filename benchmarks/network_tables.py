@@ -45,7 +45,8 @@ def measured(rows: Rows, mixers: bool = False) -> Found:
     found: Found = {}
     for row in rows.all:
         if row.suite.startswith("networks") and row.suite.startswith("networks-mixers") == mixers:
-            what = "training" if row.direction != "forward" else "latency" if row.batch == 1 else "forward"
+            what = "latency" if row.batch == 1 and not mixers else "forward"
+            what = "training" if row.direction != "forward" else what
             if row.status == "OK":
                 found.setdefault((row.case, row.dtype, row.provider), {}).setdefault(what, row)
     names, kinds = list(NETWORKS), list(NAMES)
