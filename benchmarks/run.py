@@ -50,6 +50,8 @@ def run(
                 for name in wanted:
                     write(meter.row(case, provider=name, status="SKIP", reason=reason))
                 continue
+            # A compilation must not outlast the run.
+            meter.compile_seconds = min(meter.compile_seconds, deadline - time.monotonic())
             for row in meter.run(case, wanted):
                 write(row)
         progress.close()

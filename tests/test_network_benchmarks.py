@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from affnet_kernels import models
-from benchmarks import evidence, inputs, network_tables, networks, providers, report, results, run
+from benchmarks import evidence, inputs, network_tables, networks, providers, report, results, run, timing
 from benchmarks.cases import FORWARD_ONLY, NETWORKS, OFFICIAL, PASSES, RIVAL_NETWORKS, SUITES, Case, default_suites
 from benchmarks.gpu_run import context
 from benchmarks.measure import Bench, Meter
@@ -153,6 +155,32 @@ def test_named_providers_meet_only_their_own_kind(tmp_path: Path, meter: Meter) 
     mixer = SUITES["quick"].cases[0]
     rows = run.run([mixer, SMALL], tmp_path / "r.csv", meter, ["eager", "official"])
     assert [(row.case, row.provider) for row in rows[1:]] == [(mixer.name, "eager"), ("affnet_et@64", "official")]
+
+
+def test_a_compilation_does_not_outlast_the_run(tmp_path: Path, meter: Meter) -> None:
+    meter.compile_seconds = 1e9
+    run.run(SUITES["quick"].cases[:1], tmp_path / "r.csv", meter, ["clone"], deadline=time.monotonic() + 50)
+    assert meter.compile_seconds <= 50
+
+
+def test_the_protocol_of_a_cuda_device(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a CPU's calls in the part of the device's, as no GPU may be here."""
+    graphs: list[int] = []
+
+    def capture(runs: list[timing.Run]) -> tuple[object, list[object]]:
+        graphs.append(len(runs))
+        return SimpleNamespace(replay=runs[0]), []
+
+    monkeypatch.setattr(timing, "capture", capture)
+    monkeypatch.setattr(timing, "device_times", lambda runs, cold, seconds: ("graph", [float(len(runs))] * 3))
+    monkeypatch.setattr(timing, "call_times", lambda run, seconds: [9.0 * len(run())] * 3)
+    monkeypatch.setattr(Bench, "_on_cpu", Bench._on_cuda)
+    monkeypatch.setattr(meter, "cold", object())
+    official, graph = meter.run(SMALL, ("official", "official-graph"))
+    assert (official.status, graph.status, graph.baseline, graph.ratio_p50) == ("OK", "OK", "official", 1.0)
+    assert official.p50_us == 1.0  # one set of images: the network's own maps fill the cache
+    assert (official.call_p50_us, graph.call_p50_us) == (9.0, 9.0)
+    assert graphs == [1]
 
 
 def test_a_rehearsal_runs_a_tiny_network(tmp_path: Path) -> None:
