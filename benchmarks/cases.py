@@ -60,7 +60,8 @@ class Suite(NamedTuple):
 
     def providers_for(self, case: Case) -> tuple[str, ...]:
         """The providers of a case. A copy has no backward pass worth timing, a network for inference has none."""
-        return tuple(name for name in self.providers if name not in FORWARD_ONLY or case.direction == "forward")
+        left_out = TRAINING_ONLY if case.direction == "forward" else FORWARD_ONLY
+        return tuple(name for name in self.providers if name not in left_out)
 
 
 Shape = tuple[int, int, int, int]  # B, C, H, W
@@ -122,9 +123,10 @@ FUSED = ("cpu", "triton", "cuda")
 COMPILED = ("compile", "compile-autotune", "compile-complex")
 MIXERS = ("attention", "depthwise", "token-mlp")  # other global mixers
 RIVALS = ("attention-flash", "fft-conv")
-FUSED_NETWORKS = ("fused", "fused-inference", "fused-inference-graph", "fused-compiled")
+FUSED_NETWORKS = ("fused", "fused-inference", "fused-inference-graph", "fused-channels-last", "fused-compiled")
 RIVAL_NETWORKS = ("with-attention", "with-large-kernel", "with-mlp")  # the same networks with other global mixers
 FORWARD_ONLY = ("clone", "fused-inference", "fused-inference-graph")
+TRAINING_ONLY = ("fused-channels-last",)
 
 CUDA_EXAMPLES = square((128, 32, 64), (256, 16, 64), (320, 8, 64))
 CUDA_LARGE = square((128, 64, 16), (64, 128, 16))
@@ -170,7 +172,7 @@ _SUITES = (
     _suite(
         "networks",
         "the published networks on photographs of 256 pixels: forward, the latency at batch 1, a training step",
-        ("official", "fused", "fused-inference"),
+        ("official", "fused", "fused-inference", "fused-channels-last"),
         (_images((256, 4), (256, 1)), _INFER),
         (_images((256, 2)), _TRAIN),
     ),
@@ -309,7 +311,7 @@ _SUITES = (
     _suite(
         "networks-cuda",
         "the published networks at 256 pixels: forward, a training step, the latency at batch 1",
-        ("official", "fused", "fused-inference", "official-graph", "fused-inference-graph"),
+        ("official", "fused", "fused-inference", "fused-channels-last", "official-graph", "fused-inference-graph"),
         (_images((256, 64)), _INFER | _BFLOAT16),
         (_images((256, 64)), _TRAIN | _BFLOAT16),
         (_images((256, 1)), _INFER),

@@ -38,6 +38,16 @@ def fused(case: Case) -> nn.Module:
     return network(case, "fused")
 
 
+def fused_for_inference(case: Case) -> nn.Module:
+    """The same, prepared for inference."""
+    return models.fuse_for_inference(fused(case))
+
+
+def channels_last(case: Case) -> nn.Module:
+    """The same in the channels-last format: the first convolution's weight decides the format of its output."""
+    return fused(case).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def _options(case: Case) -> dict[str, Any]:
     return {"activation": case.activation, "img_size": (case.height, case.width)}
 

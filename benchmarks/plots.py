@@ -34,6 +34,7 @@ NETWORK_COLOURS = {
     "official-graph": "#9ecae1",
     "compiled": "#6baed6",
     "fused": "#e8833a",
+    "fused-channels-last": "#d6409f",
     "fused-compiled": "#8c510a",
     "fused-inference": "#c1272d",
     "fused-inference-graph": "#67000d",

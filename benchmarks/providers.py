@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from affnet_kernels import MixerSpec, available_backends, fused_aff_mixer, models
+from affnet_kernels import MixerSpec, available_backends, fused_aff_mixer
 from affnet_kernels.backends import reference, select
 from affnet_kernels.models.token_mixers import attention, depthwise, token_mlp
 from affnet_kernels.spec import Parameters
@@ -133,12 +133,6 @@ def fused_fft_convolution(case: Case, device: str) -> Function:
     return forward
 
 
-def fused_for_inference(case: Case) -> nn.Module:
-    if not hasattr(models, "fuse_for_inference"):
-        raise Unavailable("affnet_kernels.models has no fuse_for_inference")
-    return models.fuse_for_inference(networks.network(case, "fused"))
-
-
 def _attention_parameters(case: Case, device: str) -> tuple[Tensor, ...]:
     return dense_parameters(case, device, (3 * case.channels, case.channels), (case.channels, case.channels))
 
@@ -247,12 +241,17 @@ PROVIDERS: dict[str, Provider] = {
         ),
         _network("official", "the network in eager PyTorch, with the reference mixer", networks.official),
         _network("fused", "the network in eager PyTorch, with the fused mixer", networks.fused),
-        _network("fused-inference", "the same through fuse_for_inference", fused_for_inference),
+        _network("fused-channels-last", "the same in the channels-last format", networks.channels_last),
+        _network("fused-inference", "fused, through fuse_for_inference", networks.fused_for_inference),
         _network("compiled", "torch.compile of official", networks.compiled(networks.official)),
         _network("fused-compiled", "torch.compile of fused", networks.compiled(networks.fused)),
         _network("official-graph", "official, as a CUDA graph", networks.official, "cuda", graphed=True),
         _network(
-            "fused-inference-graph", "fused-inference, as a CUDA graph", fused_for_inference, "cuda", graphed=True
+            "fused-inference-graph",
+            "fused-inference, as a CUDA graph",
+            networks.fused_for_inference,
+            "cuda",
+            graphed=True,
         ),
         _rival_network("with-attention", "attention", "the network with self-attention as its mixer"),
         _rival_network("with-large-kernel", "large-kernel", "the network with a depthwise convolution as its mixer"),

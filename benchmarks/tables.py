@@ -32,6 +32,7 @@ NAMES = {
     "official-graph": "official, CUDA graph",
     "compiled": "official, torch.compile",
     "fused": "fused mixer",
+    "fused-channels-last": "fused mixer, channels last",
     "fused-compiled": "fused mixer, torch.compile",
     "fused-inference": "fused for inference",
     "fused-inference-graph": "fused for inference, CUDA graph",

@@ -14,7 +14,17 @@ from torch import nn
 
 from affnet_kernels import models
 from benchmarks import evidence, inputs, network_tables, networks, providers, report, results, run, timing
-from benchmarks.cases import FORWARD_ONLY, NETWORKS, OFFICIAL, PASSES, RIVAL_NETWORKS, SUITES, Case, default_suites
+from benchmarks.cases import (
+    FORWARD_ONLY,
+    NETWORKS,
+    OFFICIAL,
+    PASSES,
+    RIVAL_NETWORKS,
+    SUITES,
+    TRAINING_ONLY,
+    Case,
+    default_suites,
+)
 from benchmarks.gpu_run import context
 from benchmarks.measure import Bench, Meter
 from benchmarks.providers import PROVIDERS
@@ -45,10 +55,12 @@ def test_the_suites_cover_networks_mixers_sizes_and_passes() -> None:
 
 @pytest.mark.parametrize("case", [SMALL, TRAINING], ids=["forward", "training"])
 def test_every_network_is_right_or_says_why(meter: Meter, case: Case) -> None:
-    names = [name for name, provider in PROVIDERS.items() if provider.kind == "network" and "cpu" in provider.devices]
+    here = [name for name, provider in PROVIDERS.items() if provider.kind == "network" and "cpu" in provider.devices]
+    names = [name for name in here if name not in (FORWARD_ONLY if case is TRAINING else TRAINING_ONLY)]
     rows = {row.provider: row for row in meter.run(case, tuple(names))}
     assert next(iter(rows)) == "official"
-    for name in ("official", "fused", *RIVAL_NETWORKS):
+    ours = "fused-channels-last" if case is TRAINING else "fused-inference"
+    for name in ("official", "fused", ours, *RIVAL_NETWORKS):
         row = rows[name]
         assert (row.status, row.case, row.baseline) == ("OK", "affnet_et@64", "official"), row
         assert row.samples >= 5
@@ -139,16 +151,10 @@ def test_images_are_photographs_of_any_size(size: int) -> None:
     assert 0 <= x.min() < x.max() <= 1
 
 
-def test_inference_without_its_function_is_skipped(monkeypatch: pytest.MonkeyPatch, meter: Meter) -> None:
-    monkeypatch.delattr(models, "fuse_for_inference", raising=False)
-    (row,) = meter.run(SMALL, ("fused-inference",))
-    assert (row.status, row.reason) == ("SKIP", "affnet_kernels.models has no fuse_for_inference")
-
-
-def test_what_has_no_training_step_is_not_asked_for_one() -> None:
-    named = SUITES["networks"].providers_for(TRAINING)
-    assert "official" in named
-    assert not set(named) & set(FORWARD_ONLY)
+def test_what_has_one_pass_is_not_asked_for_the_other() -> None:
+    suite = SUITES["networks"]
+    assert set(suite.providers_for(SMALL)) == {"official", "fused", "fused-inference"}
+    assert set(suite.providers_for(TRAINING)) == {"official", "fused", "fused-channels-last"}
 
 
 def test_named_providers_meet_only_their_own_kind(tmp_path: Path, meter: Meter) -> None:
