@@ -50,7 +50,12 @@ def measured(rows: Rows, mixers: bool = False) -> Found:
             if row.status == "OK":
                 found.setdefault((row.case, row.dtype, row.provider), {}).setdefault(what, row)
     names, kinds = list(NETWORKS), list(NAMES)
-    return dict(sorted(found.items(), key=lambda item: (names.index(_name(item[0][0])), kinds.index(item[0][2]))))
+
+    def place(key: tuple[str, str, str]) -> tuple[int, str, int]:
+        case, dtype, provider = key
+        return names.index(_name(case)), dtype, kinds.index(provider)
+
+    return {key: found[key] for key in sorted(found, key=place)}
 
 
 def speeds(rows: Rows) -> str:
@@ -64,11 +69,11 @@ def speeds(rows: Rows) -> str:
             row = by.get(what)
             value = f"{row.call_p50_us / 1e3:.1f}" if row and what == "latency" else f"{rate(row):.1f}" if row else "-"
             line += [value, times(speedup(rows, row)) if row else "-"]
-        row = by.get("forward") or next(iter(by.values()))
-        return [*line, f"{row.peak_bytes / 2**20:.0f}", f"{row.error:.0e}"]
+        line += [f"{by[what].peak_bytes / 2**20:.0f}" if what in by else "-" for what in ("forward", "training")]
+        return [*line, f"{max(row.error for row in by.values()):.0e}"]
 
     header = ["network@pixels, type, implementation", "images/s", "x official", "ms at B=1", "x official"]
-    header += ["training images/s", "x official", "peak MiB", "error"]
+    header += ["training images/s", "x official", "peak MiB", "in training", "largest error"]
     table = markdown(header, (cells(*item) for item in found.items()))
     return f"{table}\n\n{_batches(found)}" if table else ""
 
@@ -80,7 +85,10 @@ def _batches(found: Found) -> str:
     said = f"Forward at {batches('forward')}" if batches("forward") else "Forward"
     if training := batches("training"):
         said += f"; a training step is forward, cross-entropy, backward and AdamW, at {training}"
-    return f"{said}. Official: the same network with the mixer in eager PyTorch."
+    said += ". Official: the same network with the mixer in eager PyTorch."
+    if any(dtype != "float32" for _, dtype, _ in found):
+        said += " 16-bit types are autocast, whose rounding an untrained network amplifies, in every implementation."
+    return said
 
 
 def sizes(rows: Rows) -> str:
