@@ -14,8 +14,9 @@ FORWARD_BOUND, OTHER_BOUND = 1e-6, 1e-5
 # gradient does not: where the first input exceeds the bound, a second one decides.
 GRADIENT_BOUND = 2e-3
 # Of a network's logits: an untrained network amplifies rounding from layer to layer, to 9e-6 in eager PyTorch. Its
-# gradients are judged together: those of a bias before BatchNorm, for instance, are zero but for rounding.
-NETWORK_BOUND = 3e-5
+# gradients are judged together: those of a bias before BatchNorm, for instance, are zero but for rounding. Gates that
+# flip move them: by 3.5e-4 in eager PyTorch, by 1.4e-3 under torch.compile.
+NETWORK_BOUND, NETWORK_GRADIENT_BOUND = 3e-5, 5e-3
 # Under autocast, as a multiple of the error of its definition under autocast, which reaches 0.4.
 AUTOCAST_FACTOR = 1.5
 # 16-bit: the error of y as a multiple of that of rounding the float64 answer, plus a constant.
@@ -57,7 +58,7 @@ def _network_error(
     got: tuple[Tensor, ...], truth: tuple[Tensor, ...], usual: tuple[Tensor, ...]
 ) -> tuple[float, float]:
     got, truth, usual = (_joined(answer) for answer in (got, truth, usual))
-    bounds = NETWORK_BOUND, GRADIENT_BOUND
+    bounds = NETWORK_BOUND, NETWORK_GRADIENT_BOUND
     if usual:
         bounds = tuple(AUTOCAST_FACTOR * distance(*pair) for pair in zip(usual, truth, strict=True))
     errors = [(distance(*pair), bound) for *pair, bound in zip(got, truth, bounds, strict=False)]
