@@ -11,7 +11,7 @@ PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 help:
 	@echo 'make install   virtual environment, packages and the compiled extension'
-	@echo 'make bench     run the mixer on photographs: table, plots, CSV'
+	@echo 'make bench     run the mixer and the networks on photographs: tables, plots, CSV'
 	@echo 'make cpu-table measure this CPU for README: its CSV in benchmarks/results, and the tables'
 	@echo 'make tables    README tables from the CSV files in benchmarks/results'
 	@echo 'make pictures  README pictures of what the filter sees'
@@ -42,13 +42,13 @@ $(VENV)/installed: $(VENV)/torch setup.py pyproject.toml $(shell find csrc -type
 install: $(VENV)/installed
 
 bench: install
-	@echo '== measuring the mixer on photographs (about four minutes)'
-	@$(PYTHON) -m benchmarks run --out $(BENCH_OUT) --limit 210; status=$$?; \
-	  $(PYTHON) -m benchmarks report $(BENCH_OUT) && exit $$status
+	@echo '== measuring the mixer and the networks on photographs (about five minutes)'
+	@$(PYTHON) -m benchmarks run --out $(BENCH_OUT) --limit 270 --report
 
-# Takes a quarter of an hour on an idle machine, and needs a checkout without changes: the CSV names its commit.
+# Takes about half an hour on an idle machine, and needs a checkout without changes: the CSV names its commit.
 cpu-table: install
-	@$(PYTHON) -m benchmarks run default relu cliffs --device cpu --compile-seconds 200 --out out/cpu-table
+	@$(PYTHON) -m benchmarks run default relu cliffs networks-compiled networks-mixers --device cpu \
+	  --compile-seconds 1200 --out out/cpu-table
 	@$(PYTHON) -m benchmarks keep out/cpu-table
 	@$(PYTHON) -m benchmarks readme
 

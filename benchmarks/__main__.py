@@ -49,9 +49,11 @@ def run(options: argparse.Namespace) -> int:
     out: Path = options.out / "results.csv"
     out.unlink(missing_ok=True)
     rows = runner.run(cases, out, meter, options.providers, start + options.limit)
-    print(f"\n{report.note(rows)}\n\n{report.summary(Rows(newest(rows)))}\n")
     wrong = sum(row.status == "FAIL" for row in rows)
-    print(f"{len(rows)} rows, {wrong or 'none'} wrong, in {time.monotonic() - start:.0f} s: {out}")
+    print(f"\n{len(rows)} rows, {wrong or 'none'} wrong, in {time.monotonic() - start:.0f} s: {out}")
+    for path in report.write([out], options.out) if options.report else ():
+        print(path)
+    print(f"\n{report.note(rows)}\n\n{report.summary(Rows(newest(rows)))}")
     return int(wrong > 0)
 
 
@@ -102,7 +104,7 @@ def readme(options: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    commands = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures the mixer.")
+    commands = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures the mixer and the networks.")
     sub = commands.add_subparsers(required=True, metavar="command")
 
     sub.add_parser("list", help=list_cases.__doc__).set_defaults(command=list_cases)
@@ -118,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--seconds", type=float, default=0.3, help="of timing per provider and case")
     one.add_argument("--compile-seconds", type=float, default=45, help="for all compilations together")
     one.add_argument("--limit", type=float, default=float("inf"), help="seconds after which no further case is started")
+    one.add_argument("--report", action="store_true", help="write report.md and pictures too")
 
     two = sub.add_parser("report", help=write_report.__doc__)
     two.set_defaults(command=write_report)

@@ -13,17 +13,26 @@ FORWARD_BOUND, OTHER_BOUND = 1e-6, 1e-5
 # at a low frequency, where a photograph has its energy, can move a gradient by more. That depends on the input, a wrong
 # gradient does not: where the first input exceeds the bound, a second one decides.
 GRADIENT_BOUND = 2e-3
+# Of a network's logits: an untrained network amplifies rounding from layer to layer, to 9e-6 in eager PyTorch. Its
+# gradients are judged together: those of a bias before BatchNorm, for instance, are zero but for rounding. Gates that
+# flip move them: by 3.5e-4 in eager PyTorch, by 1.4e-3 under torch.compile.
+NETWORK_BOUND, NETWORK_GRADIENT_BOUND = 3e-5, 5e-3
+# Under autocast, as a multiple of the error of its definition under autocast, which reaches 0.4.
+AUTOCAST_FACTOR = 1.5
 # 16-bit: the error of y as a multiple of that of rounding the float64 answer, plus a constant.
 ROUNDING_FACTOR, ROUNDING_EXTRA, ROUNDING_EXTRA_OTHER, ROUNDING_EXTRA_GRADIENT = 1.25, 1e-3, 2e-2, 1e-2
 
 
 def worst_error(
-    kind: str,  # of the provider: "mixer", "other" or "copy"
+    kind: str,  # of the provider: "mixer", "other", "copy" or "network"
     x: Tensor,  # [B, C, H, W]
     got: tuple[Tensor, ...],  # y, and the gradients if there was a backward pass
     truth: tuple[Tensor, ...],  # the same in float64
+    usual: tuple[Tensor, ...] = (),  # the same by a network's definition under autocast, where the case asks for that
 ) -> tuple[float, float]:
     """The first error that exceeds its bound, or else the largest error; and its bound."""
+    if kind == "network":
+        return _network_error(got, truth, usual)
     mixer = kind == "mixer"
     if kind == "copy":
         worst = distance(got[0], truth[0]), 0.0
@@ -43,6 +52,22 @@ def worst_error(
         if worst[0] <= worst[1]:
             worst = max(worst, candidate)
     return worst
+
+
+def _network_error(
+    got: tuple[Tensor, ...], truth: tuple[Tensor, ...], usual: tuple[Tensor, ...]
+) -> tuple[float, float]:
+    got, truth, usual = (_joined(answer) for answer in (got, truth, usual))
+    bounds = NETWORK_BOUND, NETWORK_GRADIENT_BOUND
+    if usual:
+        bounds = tuple(AUTOCAST_FACTOR * distance(*pair) for pair in zip(usual, truth, strict=True))
+    errors = [(distance(*pair), bound) for *pair, bound in zip(got, truth, bounds, strict=False)]
+    return next((found for found in errors if not found[0] <= found[1]), max(errors))
+
+
+def _joined(answer: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The logits, and all gradients as one vector if there are any."""
+    return (*answer[:1], torch.cat([t.flatten() for t in answer[1:]])) if len(answer) > 1 else answer
 
 
 def distance(got: Tensor, truth: Tensor) -> float:

@@ -7,10 +7,16 @@ from typing import Any, NamedTuple
 
 PASSES = ("forward", "forward+backward")
 EAGER = ("provider", "eager")
+OFFICIAL = ("provider", "official")
+NETWORKS = {"affnet_et": 0.4, "affnet_t": 0.8, "affnet": 1.5}  # billions of multiply-adds at 256 pixels, by the paper
 
 
 class Case(NamedTuple):
-    """One call: x is [B, C, H, W], in K blocks of channels."""
+    """One call: x is [B, C, H, W], in K blocks of channels; images, where a network is named.
+
+    "forward+backward" of a network is a training step: forward, cross-entropy, backward, AdamW. Its "bfloat16" is
+    autocast.
+    """
 
     suite: str
     batch: int  # B
@@ -24,9 +30,12 @@ class Case(NamedTuple):
     activation: str = "silu"  # what the released networks use
     # What the ratios compare with: the same call with this field changed. The field "provider" is the provider's name.
     against: tuple[str, str | int] = EAGER
+    network: str = ""  # one of NETWORKS, at H = W pixels; empty: a mixer alone
 
     @property
     def name(self) -> str:
+        if self.network:
+            return f"{self.network}@{self.height}"
         blocks = "" if self.blocks == 8 else f" K={self.blocks}"
         return f"{self.channels}@{self.height}x{self.width}{blocks}"
 
@@ -50,8 +59,9 @@ class Suite(NamedTuple):
     default: bool = True  # part of a run that names no suite
 
     def providers_for(self, case: Case) -> tuple[str, ...]:
-        """The providers of a case. A copy has no backward pass worth timing."""
-        return tuple(name for name in self.providers if name != "clone" or case.direction == "forward")
+        """The providers of a case. A copy has no backward pass worth timing, a network for inference has none."""
+        left_out = TRAINING_ONLY if case.direction == "forward" else FORWARD_ONLY
+        return tuple(name for name in self.providers if name not in left_out)
 
 
 Shape = tuple[int, int, int, int]  # B, C, H, W
@@ -70,11 +80,13 @@ def cases(
     directions: tuple[str, ...] = PASSES,
     blocks: int = 8,
     against: tuple[str, str | int] = EAGER,
+    networks: Iterable[str] = ("",),
 ) -> tuple[Case, ...]:
     """Every combination. A case that is its own basis of comparison is compared with eager."""
     found = [
-        Case(suite, *shape, dtype, direction, blocks, count, activation, against)
+        Case(suite, *shape, dtype, direction, blocks, count, activation, against, network)
         for shape in shapes
+        for network in networks
         for direction in directions
         for count in threads
         for dtype in dtypes
@@ -111,6 +123,10 @@ FUSED = ("cpu", "triton", "cuda")
 COMPILED = ("compile", "compile-autotune", "compile-complex")
 MIXERS = ("attention", "depthwise", "token-mlp")  # other global mixers
 RIVALS = ("attention-flash", "fft-conv")
+FUSED_NETWORKS = ("fused", "fused-inference", "fused-inference-graph", "fused-channels-last", "fused-compiled")
+RIVAL_NETWORKS = ("with-attention", "with-large-kernel", "with-mlp")  # the same networks with other global mixers
+FORWARD_ONLY = ("clone", "fused-inference", "fused-inference-graph")
+TRAINING_ONLY = ("fused-channels-last",)
 
 CUDA_EXAMPLES = square((128, 32, 64), (256, 16, 64), (320, 8, 64))
 CUDA_LARGE = square((128, 64, 16), (64, 128, 16))
@@ -140,10 +156,25 @@ _ACTIVATIONS: dict[str, Any] = {"activations": ("relu", "silu", "gelu"), "agains
 _DTYPES: dict[str, Any] = {"dtypes": ("float32", "float16", "bfloat16"), "against": ("dtype", "float32")}
 _BOTH: dict[str, Any] = {"dtypes": ("float32", "bfloat16")}
 _BFLOAT16: dict[str, Any] = {"dtypes": ("bfloat16",)}
+_INFER: dict[str, Any] = {"networks": NETWORKS, "directions": PASSES[:1], "blocks": 1, "against": OFFICIAL}
+_TRAIN: dict[str, Any] = _INFER | {"directions": PASSES[1:]}
+_ONE: dict[str, Any] = {"networks": ("affnet_t",)}
+
+
+def _images(*pairs: tuple[int, int]) -> tuple[Shape, ...]:  # H = W, B
+    return square(*((3, size, batch) for size, batch in pairs))
+
 
 _SUITES = (
     _suite(
         "headline", "the nine shipped (C, H) pairs at 256 pixels and two of 224 pixels", _WITH_CLONE, (HEADLINE, {})
+    ),
+    _suite(
+        "networks",
+        "the published networks on photographs of 256 pixels: forward, the latency at batch 1, a training step",
+        ("official", "fused", "fused-inference", "fused-channels-last"),
+        (_images((256, 4), (256, 1)), _INFER),
+        (_images((256, 2)), _TRAIN),
     ),
     _suite(
         "single",
@@ -198,6 +229,22 @@ _SUITES = (
         "the headline's shapes with ReLU, the layer's default",
         ("eager", *FUSED),
         (HEADLINE, {"activations": ("relu",)}),
+        default=False,
+    ),
+    _suite(
+        "networks-compiled",
+        "the networks under torch.compile, which takes the better part of a minute for each",
+        ("official", "fused", "compiled", "fused-compiled"),
+        (_images((256, 4)), _INFER),
+        (_images((256, 2)), _TRAIN | _ONE),
+        default=False,
+    ),
+    _suite(
+        "networks-mixers",
+        "the networks with the global mixers that the paper compares, at three image sizes",
+        ("official", "fused", *RIVAL_NETWORKS),
+        (_images((224, 1), (256, 1), (512, 1)), _INFER),
+        (_images((256, 2)), _TRAIN),
         default=False,
     ),
     _suite("early", "the 28 x 28 maps of a 224-pixel image", _WITH_CLONE, (square((64, 28, 4)), {}), default=False),
@@ -259,6 +306,31 @@ _SUITES = (
         f"tokens from {SWEEP[0]}^2 to {SWEEP[-1]}^2 at 128 channels",
         (*_WITH_CLONE, *MIXERS),
         (square(*((128, size, 8) for size in SWEEP)), _BFLOAT16),
+        device="cuda",
+    ),
+    _suite(
+        "networks-cuda",
+        "the published networks at 256 pixels: forward, a training step, the latency at batch 1",
+        ("official", "fused", "fused-inference", "fused-channels-last", "official-graph", "fused-inference-graph"),
+        (_images((256, 64)), _INFER | _BFLOAT16),
+        (_images((256, 64)), _TRAIN | _BFLOAT16),
+        (_images((256, 1)), _INFER),
+        (_images((256, 64)), _INFER),
+        device="cuda",
+    ),
+    _suite(
+        "networks-mixers-cuda",
+        "one network with the global mixers that the paper compares, at three image sizes",
+        ("official", "fused", *RIVAL_NETWORKS),
+        (_images((224, 16), (256, 16), (512, 16)), _INFER | _BFLOAT16 | _ONE),
+        (_images((256, 16)), _TRAIN | _BFLOAT16 | _ONE),
+        device="cuda",
+    ),
+    _suite(
+        "networks-compiled-cuda",
+        "one network under torch.compile",
+        ("official", "fused", "compiled", "fused-compiled"),
+        (_images((256, 64)), _INFER | _BFLOAT16 | _ONE),
         device="cuda",
     ),
 )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import tables
+from benchmarks import network_tables, tables
 from benchmarks.cases import FUSED
 from benchmarks.environment import ROOT, UNKNOWN
 from benchmarks.results import Result, Writer, newest, read
@@ -110,13 +110,14 @@ def _table(block: Block, rows: Sequence[Result]) -> str:
     header = ["channels@map, batch, type, backend", "eager µs", "fused µs", "forward"]
     header += ["eager µs", "fused µs", "with backward", "of clone's bandwidth"]
     parts = (tables.speedups, tables.against_plain, tables.two_threads, tables.memory, tables.cliffs, tables.growth)
-    said = [f"- {sentence}" for part in parts for sentence in part(looked_up)]
+    said = [f"- {sentence}" for part in (*parts, network_tables.headlines) for sentence in part(looked_up)]
     first = rows[0]
     versions = f"torch {first.torch}, triton {first.triton}, commit {first.commit}, {first.date} UTC"
     threads = f", {first.threads} thread{'s' * (first.threads > 1)}" if first.device_type == "cpu" else ""
     return (
         f"{first.device}{threads}, {versions}; {block.how}:\n\n{markdown(header, map(cells, found))}\n\n"
         + "\n".join(said)
+        + f"\n\n{network_tables.all_tables(looked_up)}"
     ).rstrip()
 
 

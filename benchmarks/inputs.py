@@ -1,4 +1,4 @@
-"""Inputs and parameters for every provider: feature maps of photographs, and seeded weights."""
+"""Inputs and parameters for every provider: photographs, feature maps of them, and seeded weights."""
 
 from __future__ import annotations
 
@@ -27,22 +27,39 @@ def photographs() -> Tensor | None:  # [2, 3, 427, 640], in [0, 1]
 
 
 def source(case: Case) -> str:
-    """What `feature_map` makes its values from: "photographs", or "random" where a map is larger than they are."""
-    images = photographs()
-    fits = images is not None and max(case.height, case.width) <= min(images.shape[-2:])
+    """What `example` makes its values from: "photographs", or "random" where a map is larger than they are."""
+    found = photographs()
+    fits = found is not None and (case.network or max(case.height, case.width) <= min(found.shape[-2:]))
     return "photographs" if fits else "random"
+
+
+def example(case: Case, device: torch.device | str = "cpu", seed: int = 0) -> Tensor:  # [B, C, H, W]
+    """The input of a case: images for a network, a feature map for a mixer."""
+    return (images if case.network else feature_map)(case, device, seed)
+
+
+def images(case: Case, device: torch.device | str = "cpu", seed: int = 0) -> Tensor:  # [B, 3, H, W], in [0, 1]
+    """Crops and flips of the photographs, resized as for classification: their shorter side is 8/7 of the crop's."""
+    generator = torch.Generator().manual_seed(seed)
+    found = photographs()
+    if found is None:
+        return torch.rand(case.batch, case.channels, case.height, case.width, generator=generator).to(device)
+    size = 8 * max(case.height, case.width) / 7
+    scale = size / min(found.shape[-2:])
+    resized = torch.nn.functional.interpolate(found, scale_factor=scale, mode="bilinear", antialias=True).clamp(0, 1)
+    return torch.stack([_crop(resized, case, 1, generator) for _ in range(case.batch)]).to(device)
 
 
 def feature_map(case: Case, device: torch.device | str = "cpu", seed: int = 0) -> Tensor:  # [B, C, H, W]
     """Crops and flips of the photographs, after a convolutional stem with seeded weights, normalised per channel."""
     generator = torch.Generator().manual_seed(seed)
     size = case.batch, case.channels, case.height, case.width
-    images = photographs()
-    if images is None or source(case) == "random":
+    found = photographs()
+    if found is None or source(case) == "random":
         features = torch.randn(size, generator=generator)
     else:
-        stride = min(STRIDE, min(images.shape[-2] // case.height, images.shape[-1] // case.width))
-        crops = torch.stack([_crop(images, case, stride, generator) for _ in range(case.batch)])
+        stride = min(STRIDE, min(found.shape[-2] // case.height, found.shape[-1] // case.width))
+        crops = torch.stack([_crop(found, case, stride, generator) for _ in range(case.batch)])
         stem = torch.randn(case.channels, 3, stride + 3, stride + 3, generator=generator)
         mode = "reflect" if min(crops.shape[-2:]) > 2 else "replicate"  # which maps of one row or column allow
         padded = torch.nn.functional.pad(crops, (1, 2, 1, 2), mode=mode)
@@ -53,7 +70,7 @@ def feature_map(case: Case, device: torch.device | str = "cpu", seed: int = 0) -
 
 
 def _crop(
-    images: Tensor,  # [2, 3, height, width]
+    found: Tensor,  # [2, 3, height, width]
     case: Case,
     stride: int,
     generator: torch.Generator,
@@ -63,7 +80,7 @@ def _crop(
     def below(bound: int) -> int:
         return int(torch.randint(bound, (1,), generator=generator))
 
-    image = images[below(len(images))]
+    image = found[below(len(found))]
     top, left = below(image.shape[1] - height + 1), below(image.shape[2] - width + 1)
     crop = image[:, top : top + height, left : left + width]
     return crop.flip(2) if below(2) else crop

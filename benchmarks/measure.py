@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -16,12 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import inputs, timing
+from benchmarks import inputs, networks, timing
 from benchmarks.accuracy import worst_error
-from benchmarks.cases import EAGER, Case
+from benchmarks.cases import EAGER, OFFICIAL, Case
 from benchmarks.environment import facts, sm_clock
 from benchmarks.memory import peak_bytes
-from benchmarks.providers import PROVIDERS, Call, Provider, Unavailable, chosen, exact, minimal_bytes, mixer_flops
+from benchmarks.networks import NetworkCall
+from benchmarks.providers import (
+    PROVIDERS,
+    Call,
+    Provider,
+    Unavailable,
+    call_of,
+    chosen,
+    exact,
+    minimal_bytes,
+    mixer_flops,
+)
 from benchmarks.results import Result, blank
 
 
@@ -51,7 +62,7 @@ class Meter:
         before = sm_clock() if self.device == "cuda" else ""
         bench = Bench(self, case)
         rows = []
-        for name in sorted(providers, key=lambda name: name != "eager"):
+        for name in sorted(providers, key=lambda name: name not in (EAGER[1], OFFICIAL[1])):
             row = bench.measure(PROVIDERS[name])
             rows.append(row)
             if self.device == "cpu":
@@ -102,9 +113,11 @@ class Bench:
 
     def __init__(self, meter: Meter, case: Case) -> None:
         self._meter, self._case = meter, case
-        self._x = inputs.feature_map(case, meter.device)
-        self._truths: dict[int, tuple[Tensor, ...]] = {}  # of the mixer, by the input's seed
-        self._calls: dict[tuple[str, Case], Call] = {}
+        self._x = inputs.example(case, meter.device)
+        self._truths: dict[tuple[object, int], tuple[Tensor, ...]] = {}  # by the definition and the input's seed
+        self._usual: dict[object, tuple[Tensor, ...]] = {}  # of a network's definition, under autocast
+        self._flops: dict[object, int] = {}  # of a network's definition, by FlopCounterMode
+        self._calls: dict[tuple[str, Case], Call | NetworkCall] = {}
         self._good: set[tuple[str, Case]] = set()  # those that have run
 
     def measure(self, provider: Provider) -> Result:
@@ -125,7 +138,7 @@ class Bench:
             status = "SKIP" if provider.compiles else "FAIL"
             return meter.row(case, provider=provider.name, status=status, reason=one_line(error))
 
-    def check(self, provider: Provider) -> tuple[Call, float, float]:
+    def check(self, provider: Provider) -> tuple[Call | NetworkCall, float, float]:
         """Run the call once; returns it with the error of its answer and the largest error allowed.
 
         Raises:
@@ -135,7 +148,7 @@ class Bench:
         call = self._call(provider.name, case)
         error, bound = self._error(provider, self._first_call(provider, call), 0)
         if not error <= bound and provider.kind == "mixer" and case.direction != "forward":
-            again = call.on(inputs.feature_map(case, self._meter.device, seed=1))
+            again = call.on(inputs.example(case, self._meter.device, seed=1))
             error, bound = self._error(provider, again(), 1)
         return call, error, bound
 
@@ -152,30 +165,34 @@ class Bench:
         times = (self._on_cuda if meter.device == "cuda" else self._on_cpu)(provider, call)
         p50 = times["p50_us"]
         meter.remember(case, provider.name, p50)
-        flops = mixer_flops(case) if provider.kind == "mixer" and case.direction == "forward" else math.nan
+        reason = f"runs {chosen(case, meter.device)}" if provider.name == "auto" else ""
+        if isinstance(call, NetworkCall):
+            reason = f"{call.parameter_count} parameters"
         return meter.row(
             case,
             provider=provider.name,
             **times,
             peak_bytes=peak,
-            gb_per_s=_bytes(provider, case) / p50 / 1e3,
-            gflop_per_s=flops / p50 / 1e3,
+            gb_per_s=math.nan if case.network else _bytes(provider, case) / p50 / 1e3,
+            gflop_per_s=self._operations(provider) / p50 / 1e3,
             error=error,
             status="OK",
-            reason=f"runs {chosen(case, meter.device)}" if provider.name == "auto" else "",
+            reason=reason,
         )
 
-    def _call(self, name: str, case: Case) -> Call:
+    def _operations(self, provider: Provider) -> float:
+        """Of a forward pass. FlopCounterMode overstates the backward pass of a depthwise convolution many times."""
+        if self._case.direction != "forward" or provider.kind not in ("mixer", "network"):
+            return math.nan
+        return mixer_flops(self._case) if provider.kind == "mixer" else self._flops[provider.exact]
+
+    def _call(self, name: str, case: Case) -> Call | NetworkCall:
         """The call of a provider on this case, or on one that differs in a field."""
         if (name, case) not in self._calls:
-            provider, device = PROVIDERS[name], self._meter.device
-            x = self._x.to(getattr(torch, case.dtype))
-            dy = inputs.cotangent(x) if case.direction != "forward" else None
-            function = provider.build(case, device)
-            self._calls[name, case] = Call(function, x, provider.parameters(case, device), dy)
+            self._calls[name, case] = call_of(PROVIDERS[name], case, self._x)
         return self._calls[name, case]
 
-    def _first_call(self, provider: Provider, call: Call) -> tuple[Tensor, ...]:
+    def _first_call(self, provider: Provider, call: Call | NetworkCall) -> tuple[Tensor, ...]:
         if not provider.compiles:
             return call()
         start = time.perf_counter()
@@ -187,16 +204,25 @@ class Bench:
 
     def _error(self, provider: Provider, got: tuple[Tensor, ...], seed: int) -> tuple[float, float]:
         """The error of the answer for one input, and the largest error allowed."""
-        case, device, mixer = self._case, self._meter.device, provider.kind == "mixer"
-        x = inputs.feature_map(case, device, seed) if seed else self._x
-        truth = self._truths.get(seed) if mixer else None
+        x = inputs.example(self._case, self._meter.device, seed) if seed else self._x
+        truth = self._truths.get((provider.exact, seed))
         if truth is None:
-            dy = inputs.cotangent(x) if case.direction != "forward" else None
-            with all_threads():
-                truth = exact(provider, case, x, provider.parameters(case, device), dy)
-        if mixer:
-            self._truths[seed] = truth
-        return worst_error(provider.kind, x, got, truth)
+            # Many layers of a network are too small for several threads.
+            with nullcontext() if self._case.network else all_threads(), networks.counter() as counter:
+                truth = exact(provider, self._case, x)
+            self._flops[provider.exact] = counter.get_total_flops()
+        if provider.kind in ("mixer", "network"):
+            self._truths[provider.exact, seed] = truth
+        return worst_error(provider.kind, x, got, truth, self._under_autocast(provider))
+
+    def _under_autocast(self, provider: Provider) -> tuple[Tensor, ...]:
+        """The answer of a network's definition in a 16-bit case; empty for all else."""
+        if provider.kind != "network" or self._case.dtype == "float32":
+            return ()
+        if provider.exact not in self._usual:
+            definition = provider.exact(self._case).to(self._meter.device)
+            self._usual[provider.exact] = NetworkCall(definition, self._x, self._case)()
+        return self._usual[provider.exact]
 
     def _baseline(self, provider: Provider) -> tuple[str, str, Case]:
         """What the ratios compare with: in words, and as a provider's name and a case."""
@@ -216,11 +242,12 @@ class Bench:
             self._good.add((name, case))
         return True
 
-    def _on_cpu(self, provider: Provider, call: Call) -> dict[str, Any]:
+    def _on_cpu(self, provider: Provider, call: Call | NetworkCall) -> dict[str, Any]:
         case, meter = self._case, self._meter
         said, name, other = self._baseline(provider)
         baseline = self._call(name, other) if self._runs(name, other) else None
-        samples = timing.paired(call, baseline or call, meter.seconds, (case.threads, other.threads))
+        least = timing.ENOUGH if case.network else timing.FEWEST
+        samples = timing.paired(call, baseline or call, meter.seconds, (case.threads, other.threads), least)
         ours = timing.quantiles(samples.ours)
         return {
             "protocol": samples.protocol,
@@ -231,11 +258,12 @@ class Bench:
             **_ratios(timing.quantiles(samples.ratios) if baseline else timing.NONE),
         }
 
-    def _on_cuda(self, provider: Provider, call: Call) -> dict[str, Any]:
+    def _on_cuda(self, provider: Provider, call: Call | NetworkCall) -> dict[str, Any]:
         case, meter = self._case, self._meter
         assert meter.cold is not None
         calls: list[Callable[[], object]] = [call]
-        seeds = range(1, timing.input_sets(_bytes(provider, case)))
+        # A network's own maps fill the cache.
+        seeds = range(1, 1 if case.network else timing.input_sets(_bytes(provider, case)))
         calls.extend(call.on(self._x.roll(seed, 0 if case.batch > seed else -1)) for seed in seeds)
         protocol, samples = timing.device_times(calls, meter.cold, meter.seconds / 2)
         launch: Callable[[], object] = call

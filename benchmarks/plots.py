@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import FUSED
+from benchmarks import network_tables
+from benchmarks.cases import FUSED, NETWORKS
 from benchmarks.growth import exponents
 from benchmarks.results import Result
 from benchmarks.tables import NAMES, Rows
@@ -28,6 +29,19 @@ COLOURS = {
     "clone": "#888888",
 }
 MARKERS = dict(zip(COLOURS, "oosDvX^<PpsX", strict=True))
+NETWORK_COLOURS = {
+    "official": "#3a6ea5",
+    "official-graph": "#9ecae1",
+    "compiled": "#6baed6",
+    "fused": "#e8833a",
+    "fused-channels-last": "#d6409f",
+    "fused-compiled": "#8c510a",
+    "fused-inference": "#c1272d",
+    "fused-inference-graph": "#67000d",
+    "with-attention": "#2e8b57",
+    "with-large-kernel": "#8856a7",
+    "with-mlp": "#b8860b",
+}
 
 
 def draw(rows: Rows, folder: Path, note: str) -> list[Path]:
@@ -41,7 +55,7 @@ def draw(rows: Rows, folder: Path, note: str) -> list[Path]:
 
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130})
     written = []
-    for picture in (complexity, speedup, roofline, cliffs):
+    for picture in (complexity, speedup, roofline, cliffs, networks):
         figure = picture(plt, rows)
         if figure is None:
             continue
@@ -225,3 +239,72 @@ def cliffs(plt: Any, rows: Rows) -> Any:
     axis.legend(fontsize=9, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
     figure.tight_layout()
     return figure
+
+
+def networks(plt: Any, rows: Rows) -> Any:
+    """Images per second: bars of each network by implementation; lines of each mixer over the size of the images."""
+    ways, mixers = network_tables.measured(rows), network_tables.measured(rows, mixers=True)
+    panels = [
+        (what, title)
+        for what, title in (("forward", "forward"), ("training", "training step"))
+        if any(what in by for by in ways.values())
+    ]
+    lines = [name for name in NETWORKS if any(case.startswith(f"{name}@") for case, _, _ in mixers)]
+    if not panels and not lines:
+        return None
+    height = bool(panels) + bool(lines)
+    figure = plt.figure(figsize=(13, 4.4 * height), layout="constrained")
+    rows_of_panels = figure.subfigures(height, 1, squeeze=False)[:, 0]
+    if panels:
+        groups = [sum(what in by for by in ways.values()) for what, _ in panels]  # bars, which set a panel's width
+        axes = rows_of_panels[0].subplots(1, len(panels), squeeze=False, width_ratios=[max(4, n) for n in groups])[0]
+        for axis, (what, title) in zip(axes, panels, strict=True):
+            _bars(axis, ways, what, title)
+    if lines:
+        axes = rows_of_panels[-1].subplots(1, len(lines), squeeze=False, sharey=True)[0]
+        for axis, name in zip(axes, lines, strict=True):
+            _lines(axis, mixers, name)
+        axes[0].set_ylabel("images per second")
+        axes[-1].legend(fontsize=8.5, frameon=False)
+    return figure
+
+
+def _bars(axis: Any, found: network_tables.Found, what: str, title: str) -> None:
+    here = {key: by[what] for key, by in found.items() if what in by}
+    groups = list(dict.fromkeys((case, dtype) for case, dtype, _ in here))
+    series = [name for name in NETWORK_COLOURS if any(provider == name for _, _, provider in here)]
+    width = 0.84 / len(series)
+    for place, name in enumerate(series):
+        bars = {index: here[(*group, name)] for index, group in enumerate(groups) if (*group, name) in here}
+        xs = [index + (place - (len(series) - 1) / 2) * width for index in bars]
+        rates = [network_tables.rate(row) for row in bars.values()]
+        axis.bar(xs, rates, width * 0.94, color=NETWORK_COLOURS[name], label=NAMES[name])
+        for x, rate in zip(xs, rates, strict=True):
+            axis.annotate(f"{rate:.3g}", (x, rate), (0, 2), textcoords="offset points", fontsize=8, ha="center")
+    batches = " and ".join(f"B={batch}" for batch in sorted({row.batch for row in here.values()}))
+    axis.set_title(f"{title}, {batches}", fontsize=11, loc="left")
+    axis.set_xticks(range(len(groups)), [f"{case}\n{dtype}" for case, dtype in groups], fontsize=9)
+    axis.set_ylabel("images per second")
+    axis.set_ylim(0, 1.3 * axis.get_ylim()[1])
+    axis.grid(True, axis="y", alpha=0.3)
+    axis.set_axisbelow(True)
+    axis.legend(fontsize=8.5, frameon=False, loc="upper right")
+
+
+def _lines(axis: Any, found: network_tables.Found, name: str) -> None:
+    rows = [by["forward"] for (case, _, _), by in found.items() if case.startswith(f"{name}@") and "forward" in by]
+    for provider, colour in NETWORK_COLOURS.items():
+        points = sorted((row.height, network_tables.rate(row)) for row in rows if row.provider == provider)
+        if points:
+            wide = 2.8 if provider == "fused" else 1.5
+            axis.plot(*zip(*points, strict=True), marker="o", color=colour, linewidth=wide, label=NAMES[provider])
+    sizes = sorted({row.height for row in rows})
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log", subs=[2, 5])
+    axis.set_xticks(sizes, [str(size) for size in sizes])
+    axis.set_xticks([], minor=True)
+    axis.yaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
+    axis.yaxis.set_minor_formatter(lambda rate, _: f"{rate:g}")
+    axis.set_xlabel("pixels: H = W of the images")
+    axis.set_title(f"{name} with other mixers, forward, B={rows[0].batch}, {rows[0].dtype}", fontsize=10.5, loc="left")
+    axis.grid(True, which="both", alpha=0.3)

@@ -1,22 +1,25 @@
-"""What is measured: the fused mixer, PyTorch's forms of the same formula, a copy, and other global mixers."""
+"""What is measured: the fused mixer, PyTorch's forms of the formula, a copy, other global mixers, whole networks."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from affnet_kernels import MixerSpec, available_backends, fused_aff_mixer
 from affnet_kernels.backends import reference, select
 from affnet_kernels.models.token_mixers import attention, depthwise, token_mlp
 from affnet_kernels.spec import Parameters
-from benchmarks.cases import COMPILED, Case
-from benchmarks.inputs import dense_parameters, mixer_parameters
+from benchmarks import networks
+from benchmarks.cases import Case
+from benchmarks.inputs import cotangent, dense_parameters, mixer_parameters
 from benchmarks.mixers import clone, fft_convolution, fft_size, flash_attention
+from benchmarks.networks import NetworkCall
 
 THRESHOLD = 0.01
 MAX_PARAMETER_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
@@ -31,16 +34,16 @@ class Unavailable(Exception):
 class Provider(NamedTuple):
     name: str
     about: str
-    kind: str  # "mixer", the operator itself; "other", another global mixer; "copy"
-    parameters: Callable[[Case, str], tuple[Tensor, ...]]  # (case, device)
+    kind: str  # "mixer", the operator itself; "other", another global mixer; "copy"; "network"
+    parameters: Callable[[Case, str], tuple[Tensor, ...]]  # (case, device); a network has its own
     build: Callable[[Case, str], Function]  # the operator for a case on a device, or Unavailable
-    exact: Callable[[Case], Function]  # its definition, which is run in float64
+    exact: Callable[[Case], Function]  # its definition, which is run in float64; one object for all that share it
     devices: tuple[str, ...] = ("cpu", "cuda")
     graphed: bool = False  # replayed as a CUDA graph
 
     @property
     def compiles(self) -> bool:
-        return self.name in COMPILED
+        return "compile" in self.name
 
 
 def eager(case: Case, device: str = "") -> Function:
@@ -169,6 +172,28 @@ def _other(
     return Provider(name, about, kind, parameters, builder, lambda case: definition, devices or ("cpu", "cuda"))
 
 
+def _network(
+    name: str,
+    about: str,
+    build: Callable[[Case], nn.Module],
+    *devices: str,
+    exact: Callable[[Case], nn.Module] = networks.official,
+    graphed: bool = False,
+) -> Provider:
+    def parameters(case: Case, device: str) -> tuple[Tensor, ...]:
+        return ()
+
+    def built(case: Case, device: str) -> Function:
+        return build(case).to(device)
+
+    return Provider(name, about, "network", parameters, built, exact, devices or ("cpu", "cuda"), graphed)
+
+
+def _rival_network(name: str, mixer: str, about: str) -> Provider:
+    build = partial(networks.network, mixer=mixer)
+    return _network(name, about, build, exact=build)
+
+
 PROVIDERS: dict[str, Provider] = {
     provider.name: provider
     for provider in (
@@ -214,6 +239,23 @@ PROVIDERS: dict[str, Provider] = {
             "cuda",
             build=fused_fft_convolution,
         ),
+        _network("official", "the network in eager PyTorch, with the reference mixer", networks.official),
+        _network("fused", "the network in eager PyTorch, with the fused mixer", networks.fused),
+        _network("fused-channels-last", "the same in the channels-last format", networks.channels_last),
+        _network("fused-inference", "fused, through fuse_for_inference", networks.fused_for_inference),
+        _network("compiled", "torch.compile of official", networks.compiled(networks.official)),
+        _network("fused-compiled", "torch.compile of fused", networks.compiled(networks.fused)),
+        _network("official-graph", "official, as a CUDA graph", networks.official, "cuda", graphed=True),
+        _network(
+            "fused-inference-graph",
+            "fused-inference, as a CUDA graph",
+            networks.fused_for_inference,
+            "cuda",
+            graphed=True,
+        ),
+        _rival_network("with-attention", "attention", "the network with self-attention as its mixer"),
+        _rival_network("with-large-kernel", "large-kernel", "the network with a depthwise convolution as its mixer"),
+        _rival_network("with-mlp", "mlp", "the network with a token-mixing MLP as its mixer"),
     )
 }
 
@@ -247,22 +289,42 @@ class Call:
         return y, *torch.autograd.grad(y, self._leaves, self._dy)
 
 
+def call_of(
+    provider: Provider,
+    case: Case,
+    x: Tensor,  # [B, C, H, W]
+) -> Call | NetworkCall:
+    """The provider's call on an input of the case.
+
+    Raises:
+        Unavailable: the provider cannot run this case.
+    """
+    device = x.device.type
+    function = provider.build(case, device)
+    if isinstance(function, nn.Module):
+        return NetworkCall(function, x, case)
+    x = x.to(getattr(torch, case.dtype))
+    dy = None if case.direction == "forward" else cotangent(x)
+    return Call(function, x, provider.parameters(case, device), dy)
+
+
 def exact(
     provider: Provider,
     case: Case,
     x: Tensor,  # [B, C, H, W]
-    parameters: tuple[Tensor, ...],
-    dy: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """The provider's answer in float64. Other mixers go image by image, or N x N matrices would fill the memory."""
-    wide = [t.double() for t in (x, *parameters)]
+    if provider.kind == "network":
+        return NetworkCall(provider.exact(case).to(x.device).double(), x.double(), case)()
+    dy = None if case.direction == "forward" else cotangent(x)
+    wide = [t.double() for t in (x, *provider.parameters(case, x.device.type))]
     count = 1 if provider.kind == "other" else max(1, len(x))
     maps: list[tuple[Tensor, ...]] = []  # y, and dx
     sums: tuple[Tensor, ...] = ()  # gradients of the parameters
     for first in range(0, len(x), count):
         images = slice(first, first + count)
-        cotangent = None if dy is None else dy[images].double()
-        answer = Call(provider.exact(case), wide[0][images], tuple(wide[1:]), cotangent)()
+        part = None if dy is None else dy[images].double()
+        answer = Call(provider.exact(case), wide[0][images], tuple(wide[1:]), part)()
         maps.append(answer[:2])
         sums = tuple(a + b for a, b in zip(sums, answer[2:], strict=True)) if sums else answer[2:]
     return *(torch.cat(parts) for parts in zip(*maps, strict=True)), *sums

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import tables
+from benchmarks import network_tables, tables
 from benchmarks.gpu_run import tables as gpu_tables
 from benchmarks.plots import draw
 from benchmarks.results import UNTIMED, Result, newest, read
@@ -27,7 +27,9 @@ def summary(rows: Rows) -> str:
         tables.mixers_table(rows, sweeps, lambda row: row.p50_us, tables.microseconds),
         tables.growth_table(rows),
         "\n".join(tables.headlines(rows)),
+        "\n".join(network_tables.headlines(rows)),
         "\n".join(tables.failures(rows.all)),
+        network_tables.all_tables(rows),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -67,6 +69,9 @@ def text(rows: Rows, pictures: Sequence[str]) -> str:
         ("First contact: each backend against float64", gpu_tables.contact(rows)),
         ("The inverse transform", gpu_tables.inverse_transform(rows)),
         ("Launches", gpu_tables.launches(rows)),
+        ("The networks, end to end", network_tables.speeds(rows)),
+        ("The networks with other mixers", network_tables.mixers(rows)),
+        ("The networks' size", network_tables.sizes(rows)),
         ("Fused against eager", tables.fused_table(rows)),
         ("Awkward sizes against eager", tables.cliffs_table(rows)),
         ("Activations, types, threads and the call around the kernel", tables.relative_table(rows)),
@@ -83,7 +88,7 @@ def text(rows: Rows, pictures: Sequence[str]) -> str:
         "# NOT A GPU RUN" if rehearsal else "# How fast the mixer is",
         STAND_IN if rehearsal else "",
         note(rows.all),
-        "\n".join(f"- {line}" for line in tables.headlines(rows)),
+        "\n".join(f"- {line}" for line in (*tables.headlines(rows), *network_tables.headlines(rows))),
     ]
     for title, body in sections:
         if body:

@@ -39,13 +39,19 @@ def run(
         progress = Progress(len(cases))
         for case in cases:
             names = tuple(providers or SUITES[case.suite].providers_for(case))
-            wanted = tuple(name for name in names if meter.device in PROVIDERS[name].devices)
+            wanted = tuple(
+                name
+                for name in names
+                if meter.device in PROVIDERS[name].devices and bool(case.network) == (PROVIDERS[name].kind == "network")
+            )
             progress.step(f"{case.suite} {case.name} {case.direction} {case.dtype}")
             if time.monotonic() > deadline:
                 reason = "the time of this run is spent"
                 for name in wanted:
                     write(meter.row(case, provider=name, status="SKIP", reason=reason))
                 continue
+            # A compilation must not outlast the run.
+            meter.compile_seconds = min(meter.compile_seconds, deadline - time.monotonic())
             for row in meter.run(case, wanted):
                 write(row)
         progress.close()

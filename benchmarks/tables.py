@@ -28,6 +28,17 @@ NAMES = {
     "token-mlp": "token-mixing MLP",
     "fft-conv": "nvSubquadratic FFT convolution",
     "clone": "clone",
+    "official": "official",
+    "official-graph": "official, CUDA graph",
+    "compiled": "official, torch.compile",
+    "fused": "fused mixer",
+    "fused-channels-last": "fused mixer, channels last",
+    "fused-compiled": "fused mixer, torch.compile",
+    "fused-inference": "fused for inference",
+    "fused-inference-graph": "fused for inference, CUDA graph",
+    "with-attention": "with self-attention",
+    "with-large-kernel": "with depthwise convolution",
+    "with-mlp": "with token-mixing MLP",
 }
 RELATIVE = ("activations", "dtypes", "overhead", "threads", "activations-cuda", "dtypes-cuda")
 
@@ -101,7 +112,9 @@ class Rows:
         ]
 
     def timed_suites(self) -> list[str]:
-        return [suite for suite in dict.fromkeys(row.suite for row in self.all) if suite not in UNTIMED]
+        """Those that time mixers; the networks have tables of their own."""
+        suites = dict.fromkeys(row.suite for row in self.all)
+        return [suite for suite in suites if suite not in UNTIMED and not suite.startswith("networks")]
 
 
 def fused_table(rows: Rows) -> str:

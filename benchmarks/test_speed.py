@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import inputs
 from benchmarks.cases import FUSED, SUITES, Case
-from benchmarks.providers import PROVIDERS, Call, Unavailable
+from benchmarks.providers import PROVIDERS, Unavailable, call_of
 
 pytest.importorskip("pytest_benchmark")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -26,14 +26,10 @@ def _one_thread() -> Any:
 @pytest.mark.parametrize("provider", ["eager", *FUSED, "clone"])
 @pytest.mark.parametrize("case", SUITES["headline"].cases, ids=lambda case: f"{case.name}-{case.direction}")
 def test_speed(benchmark: Any, case: Case, provider: str) -> None:
-    chosen = PROVIDERS[provider]
-    x = inputs.feature_map(case, DEVICE)
     try:
-        function = chosen.build(case, DEVICE)
+        call = call_of(PROVIDERS[provider], case, inputs.example(case, DEVICE))
     except Unavailable as reason:
         pytest.skip(str(reason))
-    dy = None if case.direction == "forward" else inputs.cotangent(x)
-    call = Call(function, x, chosen.parameters(case, DEVICE), dy)
     benchmark.group = f"{case.name} B={case.batch} {case.direction}"
 
     def run() -> None:

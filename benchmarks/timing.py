@@ -29,6 +29,7 @@ except ImportError:  # not on Windows
 
 SLOW = 0.25  # seconds
 ENOUGH = 5  # undisturbed pairs
+FEWEST = 3  # pairs, however long they take
 CLOCK = 2.2e9  # cycles per second, at least any device's
 Run = Callable[[], object]
 
@@ -70,8 +71,9 @@ class Paired(NamedTuple):
 def paired(
     ours: Run,
     baseline: Run,
-    seconds: float,  # to spend; at least three pairs are taken
+    seconds: float,  # to spend
     threads: tuple[int, int] = (1, 1),  # of ours and of the baseline
+    least: int = FEWEST,  # pairs to take, whatever the time
     most: int = 201,
 ) -> Paired:
     """Single calls, alternating."""
@@ -81,7 +83,7 @@ def paired(
     end = time.perf_counter() + seconds
     try:
         for turn in range(most + 2):
-            if len(pairs) >= 3 and time.perf_counter() > end:
+            if len(pairs) >= least and time.perf_counter() > end:
                 break
             preemptions = _preemptions()
             times = []

@@ -12,7 +12,8 @@ import torch
 from benchmarks import inputs
 from benchmarks.cases import Case
 from benchmarks.measure import Meter
-from benchmarks.providers import PROVIDERS, Call
+from benchmarks.networks import NetworkCall
+from benchmarks.providers import PROVIDERS, Call, call_of
 from benchmarks.results import Result, Writer, read
 
 
@@ -48,15 +49,13 @@ class Run:
         """The case itself, or on a stand-in a tiny one of the same kind."""
         if not self.stand_in:
             return case
+        if case.network:
+            return case._replace(network="affnet_et", batch=2, height=64, width=64)
         size = min(case.height, 8), min(case.width, 8)
         # Triton's interpreter truncates to bfloat16, where a device rounds.
         dtype = "float16" if case.dtype == "bfloat16" else case.dtype
         return case._replace(batch=1, channels=2 * case.blocks, height=size[0], width=size[1], dtype=dtype)
 
 
-def call(provider: str, case: Case, device: str) -> Call:
-    chosen = PROVIDERS[provider]
-    function = chosen.build(case, device)
-    x = inputs.feature_map(case, device)
-    dy = None if case.direction == "forward" else inputs.cotangent(x)
-    return Call(function, x, chosen.parameters(case, device), dy)
+def call(provider: str, case: Case, device: str) -> Call | NetworkCall:
+    return call_of(PROVIDERS[provider], case, inputs.example(case, device))
