@@ -395,6 +395,12 @@ def cut_old_format(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def cut_early(path: Path) -> None:
+    """So short that looking for the archive's directory leads to a place before the file's start."""
+    torch.save({"model_state_dict": tiny().state_dict()}, path)
+    path.write_bytes(path.read_bytes()[:10_000])
+
+
 def torch_script(path: Path) -> None:
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(2)), path)
 
@@ -411,6 +417,7 @@ DAMAGED = "which is cut short, damaged, or not written by torch.save$"
         ("a.pt", Path.touch, ValueError, "read_checkpoint: expected a checkpoint, got .*a.pt, an empty file$"),
         ("a.pt", cut, ValueError, f"expected a PyTorch checkpoint, got .*a.pt, {DAMAGED}"),
         ("a.pt", cut_old_format, ValueError, DAMAGED),
+        ("a.pt", cut_early, ValueError, DAMAGED),
         ("a.pt", written(b"\x80\x02garbage"), ValueError, DAMAGED),
         ("a.pt", written(b"PK\x03\x04" + bytes(99)), ValueError, DAMAGED),
         ("a.pt", written(b"the weights\n"), ValueError, r"a.pt, a text file that begins with 'the weights\\n'$"),

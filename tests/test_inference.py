@@ -95,6 +95,17 @@ def test_bfloat16_is_as_good_as_unfused() -> None:
     assert (fused - expected).norm() <= 1.5 * (unfused - expected).norm()
 
 
+def test_autocast_reaches_the_convolutions() -> None:
+    model, x = tiny(), torch.randn(2, 3, 64, 64)
+    fused = fuse_for_inference(model)
+    with torch.no_grad():
+        expected = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert fused.conv_1(x).dtype == model.conv_1(x).dtype == torch.bfloat16
+            half, unfused = fused(x), model(x)
+    assert (half - expected).norm() <= 1.5 * (unfused - expected).norm()
+
+
 def test_the_original_is_untouched() -> None:
     model = tiny().train()
     before = copy.deepcopy(model.state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import warnings
@@ -206,9 +207,11 @@ def _torch_content(path: Path, mapped: bool) -> Any:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # what they warn of ends in an error
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
-    except OSError:
-        raise
     except Exception as error:  # of many types: UnpicklingError, RuntimeError, EOFError, KeyError
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # a damaged file can name a place before its start
+            raise
         raise ValueError(
             f"read_checkpoint: expected a PyTorch checkpoint, got {path}, {_reason(path, error)}"
         ) from error

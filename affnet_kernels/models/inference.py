@@ -96,6 +96,7 @@ class FusedConv2d(nn.Conv2d):
             and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
             and HAS_ONEDNN
+            and not torch.is_autocast_enabled("cpu")  # which would not see this call
             and not torch.compiler.is_exporting()
         )
 
