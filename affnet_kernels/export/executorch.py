@@ -1,0 +1,56 @@
+"""Export to ExecuTorch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from affnet_kernels.export.files import replaced_file
+from affnet_kernels.export.program import Exported, largest_error, trace
+
+
+def export_executorch(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    size: int | Sequence[int],
+) -> Exported:
+    """Write a model with `AFFMixer`s as an ExecuTorch program for the CPU, by its XNNPACK delegate.
+
+    The program's method `forward` takes images [1, C, H, W] of one size.
+
+    Args:
+        model, size: as in `to_exportable`.
+        path: of the file, ending with ".pte".
+
+    Returns:
+        The file's path, the operators that the program calls (`executorch_call_delegate` is XNNPACK), and its error in
+        ExecuTorch's own runtime.
+
+    Raises:
+        ValueError: as in `to_exportable`, or the path is not as above.
+        OSError: the path cannot be written. Nothing is left of a failed export.
+        ImportError: executorch is not installed.
+    """
+    try:
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+        from executorch.runtime import Runtime
+    except ImportError as error:
+        raise ImportError(f"export_executorch: needs executorch; pip install executorch ({error})") from error
+    with replaced_file("export_executorch", path, ".pte") as file:
+        program = trace("export_executorch", model, size, dynamic_batch=False)
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+        file.write_bytes(lowered.buffer)
+        nodes = lowered.exported_program().graph.nodes
+        operators = {getattr(node.target, "__name__", str(node.target)) for node in nodes if node.op == "call_function"}
+        method = Runtime.get().load_program(file).load_method("forward")
+
+        def run(images: Tensor) -> Any:
+            return method.execute([images.cpu()])
+
+        difference = largest_error(run, model, size, (1,))
+    return Exported(file.parent.parent / file.name, tuple(sorted(operators)), difference)

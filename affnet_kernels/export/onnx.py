@@ -1,0 +1,108 @@
+"""Export to ONNX."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from affnet_kernels.export.files import replaced_file
+from affnet_kernels.export.program import Exported, largest_error, trace
+
+OPSET = 18
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    size: int | Sequence[int],
+    opset: int = OPSET,
+    dynamic_batch: bool = True,
+) -> Exported:
+    """Write a model with `AFFMixer`s as one ONNX file of standard operators, none of them a DFT.
+
+    The file's input is `images` [B, C, H, W], of one size and, unless `dynamic_batch` is off, any B from 1 up.
+
+    Args:
+        model, size: as in `to_exportable`.
+        path: of the file, ending with ".onnx".
+        opset: of the standard operators; 18, for which onnxruntime 1.14 suffices, or later.
+        dynamic_batch: whether B is free; otherwise it is 1.
+
+    Returns:
+        The file's path, its operators, and its error in onnxruntime if that is installed.
+
+    Raises:
+        ValueError: as in `to_exportable`, or the path or opset is not as above.
+        OSError: the path cannot be written. Nothing is left of a failed export.
+        ImportError: onnx or onnxscript is not installed.
+    """
+    if opset < OPSET:
+        raise ValueError(f"export_onnx: expected opset >= {OPSET}, got {opset}")
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 - torch.onnx needs it
+    except ImportError as error:
+        raise ImportError("export_onnx: needs onnx and onnxscript; pip install onnx onnxscript") from error
+    with replaced_file("export_onnx", path, ".onnx") as file:
+        program = trace("export_onnx", model, size, dynamic_batch)
+        with _quiet():
+            torch.onnx.export(
+                program,
+                f=file,
+                dynamo=True,
+                opset_version=opset,
+                input_names=["images"],
+                external_data=False,
+                verbose=False,
+            )
+        onnx.checker.check_model(file, full_check=True)
+        operators = tuple(sorted({node.op_type for node in _nodes(onnx.load(file))}))
+        difference = _error(os.fspath(file), model, size, (1, 3) if dynamic_batch else (1,))
+    return Exported(file.parent.parent / file.name, operators, difference)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on packages that are not needed and on its own code."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _nodes(proto: Any) -> Iterator[Any]:
+    """The nodes of the graph and of the functions that it calls."""
+    yield from proto.graph.node
+    for function in proto.functions:
+        yield from function.node
+
+
+def _error(
+    path: str,
+    model: nn.Module,
+    size: int | Sequence[int],
+    batches: Sequence[int],
+) -> float | None:
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Any:
+        return session.run(None, {"images": images.cpu().numpy()})
+
+    return largest_error(run, model, size, batches)
