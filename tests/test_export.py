@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from affnet_kernels import AFFMixer, export, replace_mixers
+from affnet_kernels import __main__ as cli
 from affnet_kernels.activations import ACTIVATIONS
+from affnet_kernels.commands import export as command
 from affnet_kernels.export.mixer import ExportableMixer
-from affnet_kernels.models import AFFNet
+from affnet_kernels.models import AFFNet, create_model
 from tests.helpers import (
     FORWARD_BOUND,
     GRADIENT_BOUND,
@@ -387,6 +390,89 @@ def test_missing_packages_are_named(name: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=f"export_{name}: needs {package}.*; pip install {package}"):
         getattr(export, f"export_{name}")(AFFMixer(3, 1), tmp_path / f"a.{suffix}", size=8)
+
+
+def stand_in(error: float | None) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A format whose files hold nothing, and compute what the network does."""
+    networks = []
+
+    def write(model: nn.Module, path: str, *, size: tuple[int, ...]) -> export.Exported:
+        assert size == (3, 32, 64)
+        networks.append(model)
+        Path(path).write_bytes(bytes(1_500_000))
+        return export.Exported(Path(path), ("Add", "Conv"), error)
+
+    return write, lambda path, one_thread: networks[0]
+
+
+def export_command(*arguments: str) -> int:
+    return cli.main(["export", "--model", "affnet_et", "--format", "onnx", "--size", "32x64", *arguments])
+
+
+def test_the_command_says_what_it_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "et.onnx")
+    for error, status in ((2e-6, 0), (1e-2, 1), (None, 0)):
+        monkeypatch.setitem(command.FORMATS, "onnx", stand_in(error))
+        assert export_command(out) == status
+        said = capsys.readouterr().out
+        assert said.startswith(f"weights: random, for measuring only\n{out}: 1.5 MB, images of 32 x 64\n")
+        assert "operators: Add, Conv\n" in said
+        if error is None:
+            assert said.endswith("error: not known, as onnx cannot run here\n")
+        else:
+            assert f"error: {error:.1e} at most, of outputs up to " in said
+            assert re.search(r"official network, eager +[\d.]+ ms\n  fused mixers, eager +[\d.]+ ms\n", said)
+            assert re.search(r"onnx +[\d.]+ ms, [\d.]+x the official network's speed\n$", said)
+    assert torch.get_num_threads() > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "0"], "export: expected size as S or HxW, such as 256 or 256x320, got 0"),
+        (["--size", "3x4x5"], "export: expected size as S or HxW, such as 256 or 256x320, got 3x4x5"),
+        (["--checkpoint", "none.pt"], "none.pt"),
+    ],
+)
+def test_the_command_refuses(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export_command(str(tmp_path / "et.onnx"), *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_needs_a_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", "--format", "onnx", str(tmp_path / "a.onnx")]) == 2
+    assert capsys.readouterr().err == "export: expected a network, got none; give --checkpoint or --model\n"
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["export", "--format", "tflite", str(tmp_path / "a.tflite")])
+    assert "invalid choice: 'tflite'" in capsys.readouterr().err
+
+
+def test_the_command_exports_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = create_model("affnet_et", activation="relu", num_classes=7)
+    torch.save(model.state_dict(), tmp_path / "et.pt")
+    write, load = stand_in(0.0)
+    monkeypatch.setitem(command.FORMATS, "onnx", (write, load))
+    weights = ["--checkpoint", str(tmp_path / "et.pt"), "--activation", "relu"]
+    assert export_command(str(tmp_path / "et.onnx"), *weights) == 0
+    x = torch.randn(1, 3, 32, 64)
+    torch.testing.assert_close(load("", one_thread=True)(x), model.eval()(x))
+    assert export_command(str(tmp_path / "et.onnx"), *weights, "--model", "affnet_t") == 2
+    assert "export: expected a checkpoint of affnet_t, got " in capsys.readouterr().err
+
+
+def test_the_command_writes_onnx(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needs_onnx()
+    assert export_command(str(tmp_path / "et.onnx")) == 0
+    assert re.search(r"error: [0-9.e-]+ at most", capsys.readouterr().out)
+    assert export_command(str(tmp_path / "none" / "et.onnx")) == 2
+    assert "expected a path in a folder that exists" in capsys.readouterr().err
 
 
 def needs_onnx() -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from affnet_kernels.export.files import replaced_file
-from affnet_kernels.export.program import Exported, largest_error, trace
+from affnet_kernels.export.program import Exported, Run, largest_error, trace
 
 
 def export_aoti(
@@ -41,6 +41,14 @@ def export_aoti(
         program = trace("export_aoti", model, size, dynamic_batch)
         torch._inductor.aoti_compile_and_package(program, package_path=os.fspath(file))
         operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-        package = torch._inductor.aoti_load_package(os.fspath(file))
-        difference = largest_error(package, model, size, (1, 3) if dynamic_batch else (1,))
+        difference = largest_error(load_aoti(file), model, size, (1, 3) if dynamic_batch else (1,))
     return Exported(file.parent.parent / file.name, tuple(sorted(operators)), difference)
+
+
+def load_aoti(
+    path: str | os.PathLike[str],
+    *,
+    one_thread: bool = False,  # torch.set_num_threads decides
+) -> Run:
+    """What runs a file that `export_aoti` wrote."""
+    return torch._inductor.aoti_load_package(os.fspath(path))

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from affnet_kernels.export.files import replaced_file
-from affnet_kernels.export.program import Exported, largest_error, trace
+from affnet_kernels.export.program import Exported, Run, largest_error, trace
 
 
 def export_coreml(
@@ -54,12 +54,23 @@ def export_coreml(
         converted.save(os.fspath(folder))
         functions = converted.get_spec().mlProgram.functions.values()
         operators = {operation.type for function in functions for operation in _operations(function)}
-
-        def run(images: Tensor) -> Any:
-            return list(converted.predict({"images": images.cpu().numpy()}).values())
-
-        difference = largest_error(run, model, size, (1,)) if sys.platform == "darwin" else None
+        run = load_coreml(folder)
+        difference = largest_error(run, model, size, (1,)) if run else None
     return Exported(folder.parent.parent / folder.name, tuple(sorted(operators)), difference)
+
+
+def load_coreml(
+    path: str | os.PathLike[str],
+    *,
+    one_thread: bool = False,  # Core ML has no say in it
+) -> Run | None:
+    """What runs a package that `export_coreml` wrote, on a Mac; elsewhere None."""
+    if sys.platform != "darwin":
+        return None
+    import coremltools
+
+    package = coremltools.models.MLModel(os.fspath(path))
+    return lambda images: list(package.predict({"images": images.cpu().numpy()}).values())
 
 
 def _operations(function: Any) -> Iterator[Any]:

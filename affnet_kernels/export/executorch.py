@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from affnet_kernels.export.files import replaced_file
-from affnet_kernels.export.program import Exported, largest_error, trace
+from affnet_kernels.export.program import Exported, Run, largest_error, trace
 
 
 def export_executorch(
@@ -38,7 +37,6 @@ def export_executorch(
     try:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
-        from executorch.runtime import Runtime
     except ImportError as error:
         raise ImportError(f"export_executorch: needs executorch; pip install executorch ({error})") from error
     with replaced_file("export_executorch", path, ".pte") as file:
@@ -47,10 +45,21 @@ def export_executorch(
         file.write_bytes(lowered.buffer)
         nodes = lowered.exported_program().graph.nodes
         operators = {getattr(node.target, "__name__", str(node.target)) for node in nodes if node.op == "call_function"}
-        method = Runtime.get().load_program(file).load_method("forward")
-
-        def run(images: Tensor) -> Any:
-            return method.execute([images.cpu()])
-
-        difference = largest_error(run, model, size, (1,))
+        difference = largest_error(load_executorch(file), model, size, (1,))
     return Exported(file.parent.parent / file.name, tuple(sorted(operators)), difference)
+
+
+def load_executorch(
+    path: str | os.PathLike[str],
+    *,
+    one_thread: bool = False,  # in this whole process
+) -> Run:
+    """What runs a file that `export_executorch` wrote."""
+    from executorch.extension.pybindings import portable_lib
+    from executorch.runtime import Runtime
+
+    if one_thread:
+        portable_lib._unsafe_reset_threadpool(1)
+    program = Runtime.get().load_program(path)
+    method = program.load_method("forward")
+    return lambda images: method.execute([images.cpu()])

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from affnet_kernels.export.files import replaced_file
-from affnet_kernels.export.program import Exported, largest_error, trace
+from affnet_kernels.export.program import Exported, Run, largest_error, trace
 
 OPSET = 18
 
@@ -65,8 +65,25 @@ def export_onnx(
             )
         onnx.checker.check_model(file, full_check=True)
         operators = tuple(sorted({node.op_type for node in _nodes(onnx.load(file))}))
-        difference = _error(os.fspath(file), model, size, (1, 3) if dynamic_batch else (1,))
+        run = load_onnx(file)
+        difference = largest_error(run, model, size, (1, 3) if dynamic_batch else (1,)) if run else None
     return Exported(file.parent.parent / file.name, operators, difference)
+
+
+def load_onnx(
+    path: str | os.PathLike[str],
+    *,
+    one_thread: bool = False,
+) -> Run | None:
+    """What runs a file that `export_onnx` wrote; None without onnxruntime."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(one_thread)  # 0 leaves the choice to onnxruntime
+    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images.cpu().numpy()})
 
 
 @contextmanager
@@ -88,21 +105,3 @@ def _nodes(proto: Any) -> Iterator[Any]:
     yield from proto.graph.node
     for function in proto.functions:
         yield from function.node
-
-
-def _error(
-    path: str,
-    model: nn.Module,
-    size: int | Sequence[int],
-    batches: Sequence[int],
-) -> float | None:
-    try:
-        import onnxruntime
-    except ImportError:
-        return None
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    def run(images: Tensor) -> Any:
-        return session.run(None, {"images": images.cpu().numpy()})
-
-    return largest_error(run, model, size, batches)

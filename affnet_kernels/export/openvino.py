@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from affnet_kernels.export.files import replaced_file
-from affnet_kernels.export.program import Exported, largest_error, trace
+from affnet_kernels.export.program import Exported, Run, largest_error, trace
 
 
 def export_openvino(
@@ -44,11 +43,20 @@ def export_openvino(
         converted = openvino.convert_model(trace("export_openvino", model, size, dynamic_batch))
         openvino.save_model(converted, file, compress_to_fp16=False)
         operators = {node.get_type_name() for node in converted.get_ops()}
-        # float32 on every CPU: by default OpenVINO computes in bfloat16 where the CPU is faster at it
-        compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-        def run(images: Tensor) -> Any:
-            return list(compiled(images.cpu().numpy()).values())
-
-        difference = largest_error(run, model, size, (1, 3) if dynamic_batch else (1,))
+        difference = largest_error(load_openvino(file), model, size, (1, 3) if dynamic_batch else (1,))
     return Exported(file.parent.parent / file.name, tuple(sorted(operators)), difference)
+
+
+def load_openvino(
+    path: str | os.PathLike[str],
+    *,
+    one_thread: bool = False,
+) -> Run:
+    """What runs a file that `export_openvino` wrote, on the CPU in float32, where OpenVINO might choose bfloat16."""
+    import openvino
+
+    options: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if one_thread:
+        options["INFERENCE_NUM_THREADS"] = 1
+    compiled = openvino.Core().compile_model(os.fspath(path), "CPU", options)
+    return lambda images: list(compiled(images.cpu().numpy()).values())

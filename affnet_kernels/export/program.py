@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from affnet_kernels.export.exportable import example_images, image_shape, to_exportable
 
+Run = Callable[[Tensor], Any]  # images -> outputs, as an exported file computes them
+
 
 class Exported(NamedTuple):
     """A file, and what is known about it."""
@@ -39,7 +41,7 @@ def trace(
 
 
 def largest_error(
-    run: Callable[[Tensor], Any],  # images -> outputs, as the exported file computes them
+    run: Run,
     model: nn.Module,
     size: int | Sequence[int],
     batches: Sequence[int],
