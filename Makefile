@@ -106,7 +106,7 @@ test-export: install
 	@test -x $(EXPORT_VENV)/bin/python || python3 -m venv $(EXPORT_VENV)
 	@$(EXPORT_PIP) '$(TORCH)'
 	@$(EXPORT_PIP) '$(TORCH)' numpy pytest $$(sed -n 's/^export = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
-	OMP_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m pytest tests/test_export.py
+	AFFNET_TEST_AOTI=1 OMP_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m pytest tests/test_export.py
 	OMP_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m tests.export_networks
 
 lint: install

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.cpp_extension import include_paths
 
 from affnet_kernels import AFFMixer, export, replace_mixers
 from affnet_kernels import __main__ as cli
@@ -21,6 +24,7 @@ from affnet_kernels.commands import export as command
 from affnet_kernels.export.mixer import ExportableMixer
 from affnet_kernels.models import AFFNet, create_model
 from tests.helpers import (
+    DATA,
     FORWARD_BOUND,
     GRADIENT_BOUND,
     PARAMETERS,
@@ -334,7 +338,12 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("name", ["executorch", "coreml", "openvino", "aoti"])
+needs_minutes = pytest.mark.skipif(
+    "AFFNET_TEST_AOTI" not in os.environ, reason="compiles C++ for a minute; make test-export runs it"
+)
+
+
+@pytest.mark.parametrize("name", ["executorch", "coreml", "openvino", pytest.param("aoti", marks=needs_minutes)])
 def test_other_formats(name: str, tmp_path: Path) -> None:
     suffix, package = FORMATS[name]
     pytest.importorskip(package)
@@ -349,6 +358,24 @@ def test_other_formats(name: str, tmp_path: Path) -> None:
         assert exported.error <= 1e-4
     if name == "executorch":
         assert set(exported.operators) <= {"alloc", "getitem", "executorch_call_delegate", "gelu.out", "tanh.out"}
+
+
+@needs_minutes
+def test_aoti_without_python(tmp_path: Path) -> None:
+    model = AllActivations()
+    export.export_aoti(model, tmp_path / "mixers.pt2", size=(5, 6))
+    libraries = Path(torch.__file__).parent / "lib"
+    program = tmp_path / "program"
+    command = ["c++", "-std=c++20", *(f"-I{path}" for path in include_paths()), str(DATA.parent / "aoti_program.cpp")]
+    links = [f"-L{libraries}", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{libraries}", "-o", str(program)]
+    subprocess.run([*command, *links], check=True)
+    linked = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
+    assert "libpython" not in linked
+    shape = (3, 3, 5, 6)
+    arguments = [program, tmp_path / "mixers.pt2", *map(str, shape)]
+    printed = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout.split()
+    expected = model(torch.sin(torch.arange(270.0)).view(shape)).flatten()
+    torch.testing.assert_close(torch.tensor([float(text) for text in printed]), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -41,7 +41,7 @@ def replaced_file(
         for companion in folder.glob(f"{target.stem}.*"):
             if companion != written:
                 os.replace(companion, target.parent / companion.name)
-        if target.is_dir():  # which os.replace does not replace
+        if target.exists() and (target.is_dir() or written.is_dir()):  # which os.replace does not replace
             os.replace(target, folder / "earlier")
         os.replace(written, target)
     finally:
