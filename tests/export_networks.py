@@ -22,6 +22,7 @@ import torch
 from affnet_kernels import AFFMixer
 from affnet_kernels.commands.export import FORMATS, file_size
 from affnet_kernels.models import create_model
+from affnet_kernels.models.inference import fuse_for_inference
 from tests.networks import PUBLISHED, seeded_state_dict
 from tests.test_export import FORMATS as NEEDS
 from tests.test_export import FREQUENCY_DOMAIN
@@ -47,6 +48,7 @@ def main(names: list[str]) -> int:
         calls: dict[str, Callable[..., Any]] = {
             "official": official,
             "fused": model,
+            "folded": fuse_for_inference(model),
             "compiled": torch.compile(copy.deepcopy(model)),
         }
         facts = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -22,6 +23,7 @@ from affnet_kernels import __main__ as cli
 from affnet_kernels.activations import ACTIVATIONS
 from affnet_kernels.commands import export as command
 from affnet_kernels.export.mixer import ExportableMixer
+from affnet_kernels.export.program import largest_error
 from affnet_kernels.models import AFFNet, create_model
 from tests.helpers import (
     DATA,
@@ -245,6 +247,16 @@ def test_bad_sizes(size: Any) -> None:
         export.to_exportable(AFFMixer(3, 1), size=size)
 
 
+def test_a_wrong_output_is_found() -> None:
+    model = AllActivations()
+    right = export.to_exportable(model, size=(5, 6))
+    for wrong in (lambda y: y + 0.5, lambda y: torch.where(y == y.max(), torch.nan, y)):
+        error = largest_error(lambda images, wrong=wrong: [wrong(right(images))], model, (5, 6), (1, 2))
+        assert math.isnan(error) or error == pytest.approx(0.5, abs=1e-4)
+        assert not error <= 1e-4
+    assert largest_error(right, model, (5, 6), (1, 2)) <= 1e-4
+
+
 def test_onnx(tmp_path: Path) -> None:
     onnxruntime = needs_onnx()
     model = network().train()
@@ -440,7 +452,7 @@ def test_the_command_says_what_it_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = str(tmp_path / "et.onnx")
-    for error, status in ((2e-6, 0), (1e-2, 1), (None, 0)):
+    for error, status in ((2e-6, 0), (1e-2, 1), (math.nan, 1), (None, 0)):
         monkeypatch.setitem(command.FORMATS, "onnx", stand_in(error))
         assert export_command(out) == status
         said = capsys.readouterr().out

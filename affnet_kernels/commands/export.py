@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
             _print_latency(options.format, _latency(model, exported_run, size))
     finally:
         torch.set_num_threads(threads)
-    return int(exported.error > BOUND * max(1, largest))
+    return int(not exported.error <= BOUND * max(1, largest))  # NaN is wrong too
 
 
 def _size(text: str) -> tuple[int, int]:  # H, W

@@ -39,7 +39,10 @@ def export_aoti(
     """
     with replaced_file("export_aoti", path, ".pt2") as file:
         program = trace("export_aoti", model, size, dynamic_batch)
-        torch._inductor.aoti_compile_and_package(program, package_path=os.fspath(file))
+        with torch.no_grad():  # frozen, weights are in oneDNN's layout: AFFNet-T takes 0.72 of the time
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=os.fspath(file), inductor_configs={"freezing": True}
+            )
         operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
         difference = largest_error(load_aoti(file), model, size, (1, 3) if dynamic_batch else (1,))
     return Exported(file.parent.parent / file.name, tuple(sorted(operators)), difference)

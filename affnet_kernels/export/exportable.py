@@ -110,8 +110,8 @@ def _map_sizes(
     """The size of the maps that each mixer gets, by its identity."""
     sizes: dict[int, tuple[int, int]] = {}
 
-    def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        height, width = inputs[0].shape[-2:]
+    def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        height, width = (inputs[0] if inputs else named["x"]).shape[-2:]
         earlier = sizes.setdefault(id(module), (height, width))
         if earlier != (height, width):
             raise ValueError(
@@ -120,7 +120,9 @@ def _map_sizes(
             )
 
     unique = {id(mixer): (name, mixer) for name, mixer in mixers.items()}
-    handles = [mixer.register_forward_pre_hook(partial(record, name)) for name, mixer in unique.values()]
+    handles = [
+        mixer.register_forward_pre_hook(partial(record, name), with_kwargs=True) for name, mixer in unique.values()
+    ]
     try:
         with torch.no_grad():
             model(example_images(model, (1, *shape)))

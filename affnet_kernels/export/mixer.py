@@ -54,8 +54,9 @@ class ExportableMixer(nn.Module):
         }
         for name, matrix in matrices.items():
             self.register_buffer(name, matrix.to(device, dtype).contiguous()[:, :, None, None])
-        self.w1, self.w2 = (nn.Parameter(_real_weight(weight).to(dtype)) for weight in (mixer.w1, mixer.w2))
-        self.b1, self.b2 = (nn.Parameter(_real_bias(bias).to(dtype)) for bias in (mixer.b1, mixer.b2))
+        needed = mixer.w1.requires_grad
+        self.w1, self.w2 = (nn.Parameter(_real_weight(weight).to(dtype), needed) for weight in (mixer.w1, mixer.w2))
+        self.b1, self.b2 = (nn.Parameter(_real_bias(bias).to(dtype), needed) for bias in (mixer.b1, mixer.b2))
 
     def forward(
         self,

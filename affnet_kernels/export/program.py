@@ -47,14 +47,14 @@ def largest_error(
     batches: Sequence[int],
 ) -> float:
     """The largest absolute difference between outputs of an exported file and of the model in eval mode."""
-    error = 0.0
+    errors = [torch.zeros((), dtype=torch.float64)]
     for batch in batches:
         images = example_images(model, (batch, *image_shape("largest_error", size)))
         with torch.no_grad(), evaluating(model):
             expected = tree_leaves(model(images))
         for got, want in zip(tree_leaves(run(images)), expected, strict=True):
-            error = max(error, (torch.as_tensor(got).double() - want.cpu().double()).abs().max().item())
-    return error
+            errors.append((torch.as_tensor(got).double() - want.cpu().double()).abs().max())
+    return torch.stack(errors).max().item()  # NaN if there is one
 
 
 @contextmanager
