@@ -24,7 +24,7 @@ from affnet_kernels.activations import ACTIVATIONS
 from affnet_kernels.commands import export as command
 from affnet_kernels.export.mixer import ExportableMixer
 from affnet_kernels.export.program import largest_error
-from affnet_kernels.models import AFFNet, create_model
+from affnet_kernels.models import MODELS, AFFNet, create_model
 from tests.helpers import (
     DATA,
     FORWARD_BOUND,
@@ -66,9 +66,9 @@ class AllActivations(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        torch.manual_seed(0)
         self.stem = nn.Conv2d(3, 12, 3, padding=1)
         self.mixers = nn.Sequential(*(AFFMixer(12, 3, 1 + (name == "gelu"), activation=name) for name in ACTIVATIONS))
-        torch.manual_seed(0)
         for parameter in self.mixers.parameters():
             nn.init.normal_(parameter, std=0.3)
 
@@ -259,6 +259,8 @@ def test_a_wrong_output_is_found() -> None:
 
 def test_onnx(tmp_path: Path) -> None:
     onnxruntime = needs_onnx()
+    import onnx
+
     model = network().train()
     path = tmp_path / "network.onnx"
     path.write_text("an earlier export")
@@ -269,6 +271,9 @@ def test_onnx(tmp_path: Path) -> None:
     assert exported.error <= 1e-5
     assert {"Conv", "MatMul"} & set(exported.operators)
     assert not FREQUENCY_DOMAIN & set(exported.operators)
+    assert __file__.encode() not in path.read_bytes()
+    assert b"site-packages" not in path.read_bytes()
+    assert onnx.load(path).ir_version == 8
     assert model.training
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for batch in range(1, 6):
@@ -286,7 +291,7 @@ def test_onnx_of_a_fixed_batch_and_a_later_opset(tmp_path: Path) -> None:
     path = tmp_path / "mixers.onnx"
     exported = export.export_onnx(AllActivations(), path, size=(5, 6), opset=20, dynamic_batch=False)
     assert exported.error is not None
-    assert exported.error <= 1e-5
+    assert exported.error <= 1e-4
     proto = onnx.load(path)
     assert [opset.version for opset in proto.opset_import if not opset.domain] == [20]
     assert [axis.dim_value for axis in proto.graph.input[0].type.tensor_type.shape.dim] == [1, 3, 5, 6]
@@ -506,8 +511,11 @@ def test_the_command_exports_a_checkpoint(
     assert "export: expected a checkpoint of affnet_t, got " in capsys.readouterr().err
 
 
-def test_the_command_writes_onnx(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_onnx(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     needs_onnx()
+    monkeypatch.setitem(MODELS, "affnet_et", network)
     assert export_command(str(tmp_path / "et.onnx")) == 0
     assert re.search(r"error: [0-9.e-]+ at most", capsys.readouterr().out)
     assert export_command(str(tmp_path / "none" / "et.onnx")) == 2
