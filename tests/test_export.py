@@ -276,6 +276,10 @@ def test_onnx(tmp_path: Path) -> None:
     assert onnx.load(path).ir_version == 8
     assert model.training
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [(value.name, value.shape) for value in (*session.get_inputs(), *session.get_outputs())] == [
+        ("images", ["batch", 3, SIZE, SIZE]),
+        ("output", ["batch", 5]),
+    ]
     for batch in range(1, 6):
         x = torch.randn(batch, 3, SIZE, SIZE)
         (got,) = session.run(None, {"images": x.numpy()})

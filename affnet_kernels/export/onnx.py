@@ -28,7 +28,8 @@ def export_onnx(
 ) -> Exported:
     """Write a model with `AFFMixer`s as one ONNX file of standard operators, none of them a DFT.
 
-    The file's input is `images` [B, C, H, W], of one size and, unless `dynamic_batch` is off, any B from 1 up.
+    The file's input is `images` [B, C, H, W], of one size and, unless `dynamic_batch` is off, any B from 1 up; if it
+    has one output, that is `output`.
 
     Args:
         model, size: as in `to_exportable`.
@@ -60,6 +61,7 @@ def export_onnx(
                 dynamo=True,
                 opset_version=opset,
                 input_names=["images"],
+                output_names=["output"] if len(program.graph_signature.user_outputs) == 1 else None,
                 external_data=False,
                 verbose=False,
             )
@@ -104,12 +106,17 @@ def _quiet() -> Iterator[None]:
 
 
 def _tidy(proto: Any) -> None:
-    """Make old runtimes take the file, and remove what the exporter notes at each node: stack traces, with paths."""
+    """Make old runtimes take the file, name the batch, and remove the stack traces that the exporter notes at nodes."""
     import onnx
 
     proto.ir_version = onnx.helper.find_min_ir_version_for(list(proto.opset_import))
     for part in (*_nodes(proto), *proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.functions):
         del part.metadata_props[:]
+    symbol = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param  # "" for a fixed batch
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if symbol and symbol in axis.dim_param:
+                axis.dim_param = axis.dim_param.replace(symbol, "batch")
 
 
 def _nodes(proto: Any) -> Iterator[Any]:
