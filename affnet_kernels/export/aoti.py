@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -45,7 +46,7 @@ def export_aoti(
             )
         operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
         difference = largest_error(load_aoti(file), model, size, (1, 3) if dynamic_batch else (1,))
-    return Exported(file.parent.parent / file.name, tuple(sorted(operators)), difference)
+    return Exported(Path(path), tuple(sorted(operators)), difference)
 
 
 def load_aoti(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -56,7 +57,7 @@ def export_coreml(
         operators = {operation.type for function in functions for operation in _operations(function)}
         run = load_coreml(folder)
         difference = largest_error(run, model, size, (1,)) if run else None
-    return Exported(folder.parent.parent / folder.name, tuple(sorted(operators)), difference)
+    return Exported(Path(path), tuple(sorted(operators)), difference)
 
 
 def load_coreml(

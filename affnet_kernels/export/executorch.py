@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import nn
 
@@ -46,7 +47,7 @@ def export_executorch(
         nodes = lowered.exported_program().graph.nodes
         operators = {getattr(node.target, "__name__", str(node.target)) for node in nodes if node.op == "call_function"}
         difference = largest_error(load_executorch(file), model, size, (1,))
-    return Exported(file.parent.parent / file.name, tuple(sorted(operators)), difference)
+    return Exported(Path(path), tuple(sorted(operators)), difference)
 
 
 def load_executorch(

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def export_onnx(
         operators = tuple(sorted({node.op_type for node in _nodes(proto)}))
         run = load_onnx(file)
         difference = largest_error(run, model, size, (1, 3) if dynamic_batch else (1,)) if run else None
-    return Exported(file.parent.parent / file.name, operators, difference)
+    return Exported(Path(path), operators, difference)
 
 
 def load_onnx(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import nn
 
@@ -44,7 +45,7 @@ def export_openvino(
         openvino.save_model(converted, file, compress_to_fp16=False)
         operators = {node.get_type_name() for node in converted.get_ops()}
         difference = largest_error(load_openvino(file), model, size, (1, 3) if dynamic_batch else (1,))
-    return Exported(file.parent.parent / file.name, tuple(sorted(operators)), difference)
+    return Exported(Path(path), tuple(sorted(operators)), difference)
 
 
 def load_openvino(
