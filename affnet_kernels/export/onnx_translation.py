@@ -27,8 +27,9 @@ def _mixer_forward(
     dynamic_threshold: Any = None,
 ) -> Any:  # [B, C, H, W]
     """The steps of `ExportableMixer`, with weights that the graph rearranges, which optimizers do ahead of time."""
-    from onnxscript import opset18 as op
+    import onnxscript
 
+    op: Any = onnxscript.opset18  # its annotations leave out what its operators convert
     _, C, H, W = x.shape
     if dynamic_threshold is not None or not all(isinstance(size, int) for size in (C, H, W)):
         raise ValueError(
