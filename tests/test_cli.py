@@ -79,6 +79,14 @@ def test_readme_links_exist() -> None:
         assert (ROOT / target).exists(), target
 
 
+def test_imports_stay_light() -> None:
+    """Neither the networks nor the commands import what takes long or may be missing."""
+    heavy = {"torch._dynamo", "timm", "huggingface_hub", "onnx", "matplotlib", "PIL", "safetensors"}
+    program = f"import affnet_kernels.models, affnet_kernels.__main__, sys; print({heavy} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "set()\n"
+
+
 def test_warm_says_why_it_cannot(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["warm", "64@32"]) == 2
     assert "expected maps as CHANNELS@HxW" in capsys.readouterr().err

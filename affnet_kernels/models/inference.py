@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from affnet_kernels.modules import HOOKS
@@ -38,7 +37,7 @@ def fuse_for_inference(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the model has been through `torch.compile`.
     """
-    if isinstance(model, OptimizedModule):
+    if type(model).__name__ == "OptimizedModule":  # importing the class would add a second to the package's import
         raise ValueError("fuse_for_inference: expected a model that is not compiled, got one; compile the fused copy")
     fused = copy.deepcopy(model).eval().requires_grad_(False)
     for layer in list(_foldable(fused)):
