@@ -6,7 +6,7 @@ BENCH_OUT ?= out/bench
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help install bench tables pictures cpu-table gpu gpu-table gpu-rehearsal commit-file compile-check test test-triton-versions \
-        test-timm test-cuda-build test-export lint format clean
+        test-timm test-cuda-build test-export export-table lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,7 +23,8 @@ help:
 	@echo 'make test-triton-versions   the Triton launcher under each supported version of Triton, without a GPU'
 	@echo 'make test-timm   the networks in timm and torchvision, with a PyTorch that these support: our tests, and those of timm'
 	@echo 'make test-cuda-build   the extension for CUDA, compiled, imported and tested without a GPU (needs nvcc)'
-	@echo 'make test-export   the published networks in every format that export writes: errors, sizes, latencies'
+	@echo 'make test-export   every format that export writes, run by its own runtime'
+	@echo 'make export-table  the published networks in every format: errors, sizes, latencies'
 	@echo 'make lint      ruff, mypy, clang-format, import-linter'
 	@echo 'make format    rewrite the sources in house style'
 	@echo 'make clean     remove what was built'
@@ -107,6 +108,8 @@ test-export: install
 	@$(EXPORT_PIP) '$(TORCH)'
 	@$(EXPORT_PIP) '$(TORCH)' numpy pytest $$(sed -n 's/^export = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
 	AFFNET_TEST_AOTI=1 OMP_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m pytest tests/test_export.py
+
+export-table: test-export
 	OMP_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m tests.export_networks
 
 lint: install
