@@ -11,6 +11,8 @@ Forward-mode differentiation raises.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from torch._functorch.autograd_function import enable_single_level_autograd_func
 from torch._prims_common import suggest_memory_format
 from torch.autograd.function import _SingleLevelFunction
 
-from affnet_kernels.backends import reference, select
+from affnet_kernels.backends import reference, select, triton
 from affnet_kernels.backends.native import EXTENSION, Native
 from affnet_kernels.spec import Gradients, MixerSpec, Parameters
 
@@ -61,8 +63,31 @@ def mixer_eager(
         or w1.dim() != 4
     ):
         return None
-    native = isinstance(select(MixerSpec.of(x, w1, activation), backend), Native)
-    return EXTENSION.mixer_eager(x, w1, b1, w2, b2, sparsity_threshold, activation, backend, native)
+    route = _route(MixerSpec.of(x, w1, activation), backend)
+    if route.compiles and (x.requires_grad or w1.requires_grad) and torch.is_grad_enabled():
+        route.compile_backward(x, w1, b1, w2, b2)
+    return EXTENSION.mixer_eager(x, w1, b1, w2, b2, sparsity_threshold, activation, backend, route.native)
+
+
+class _Route:
+    """Which backend calls of a spec go to, and whether their backward is still to be compiled."""
+
+    def __init__(self, spec: MixerSpec, backend: str | None) -> None:
+        chosen = select(spec, backend)
+        self._spec = spec
+        self.native = isinstance(chosen, Native)
+        self.compiles = chosen is triton
+
+    def compile_backward(self, x: Tensor, *parameters: Tensor) -> None:
+        """Has Triton compile the backward of the first call that autograd records, before its forward runs."""
+        if torch._C._functorch.peek_interpreter_stack() is not None:  # the backward may be called with other sizes
+            return
+        self.compiles = False
+        parameter_grads = any(parameter.requires_grad for parameter in parameters)
+        triton.compile_backward(self._spec, x.requires_grad, parameter_grads)
+
+
+_route = lru_cache(maxsize=1024)(_Route)
 
 
 def mixer(
@@ -164,11 +189,27 @@ def _backward_fake(
     return _empty_gradients(x, Parameters(w1, b1, w2, b2), input_grad, parameter_grads)
 
 
+def _compile_backward(
+    tensors: list[Tensor],  # x and the parameters; fake ones where torch.compile traces the call
+    activation: str,
+    backend: str | None,
+) -> None:
+    x, w1 = tensors[:2]
+    if any(type(size) is not int for size in (*x.shape, *w1.shape)):
+        return  # symbolic: when the compiled program runs, whether autograd records it can no longer be seen
+    with suppress(NotImplementedError, ValueError):  # the operator's body says so, on the machine that runs it
+        route = _route(MixerSpec.of(x, w1, activation), backend)
+        if route.compiles:
+            route.compile_backward(*tensors)
+
+
 class _Forward(_SingleLevelFunction):
     @staticmethod
     def forward(ctx: Any, grad_enabled: bool, *arguments: Any) -> Tensor:
         *tensors, ctx.sparsity_threshold, ctx.activation, ctx.backend, dynamic_threshold = arguments
         ctx.save_for_backward(*tensors, dynamic_threshold)
+        if grad_enabled and any(ctx.needs_input_grad):
+            _compile_backward(tensors, ctx.activation, ctx.backend)
         with torch._C._AutoDispatchBelowAutograd(), torch.set_grad_enabled(grad_enabled):
             return torch.ops.affnet_kernels.mixer_forward(*arguments)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from affnet_kernels.backends.triton import device
+from affnet_kernels.backends.triton.background import compile_backward
 from affnet_kernels.backends.triton.compilation import warm
 from affnet_kernels.backends.triton.device import interpreted
 from affnet_kernels.backends.triton.launch import backward_plan, forward_plan, passes
@@ -15,7 +16,17 @@ from affnet_kernels.backends.triton.launch_table import BACKWARD, FORWARD, MAX_C
 from affnet_kernels.backends.triton.tile import partial_sums
 from affnet_kernels.spec import Gradients, MixerSpec, Parameters
 
-__all__ = ["MAX_CHANNELS", "MAX_SIZE", "NAME", "backward", "forward", "interpreted", "unsupported", "warm"]
+__all__ = [
+    "MAX_CHANNELS",
+    "MAX_SIZE",
+    "NAME",
+    "backward",
+    "compile_backward",
+    "forward",
+    "interpreted",
+    "unsupported",
+    "warm",
+]
 
 NAME = "triton"
 MAX_INDEX = 2**31 - 1  # indices within an image, a reduction and a grid are 32-bit

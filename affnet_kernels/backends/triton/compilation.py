@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +19,9 @@ from affnet_kernels.backends.triton.tile import Tile, make_tile
 from affnet_kernels.spec import MixerSpec
 
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+# Triton calls `ast.parse` for every kernel. Python 3.11 counts the depth of all threads' calls as one, and raises
+# SystemError where two meet: 30 of 300 calls failed in a program made for that, none on Python 3.10, 3.12 and 3.13.
+PARSER_IS_THREAD_SAFE = sys.version_info[:2] != (3, 11)
 SCALARS = {"B": ("i32", 2), "programs_per_block": ("i32", 2), "threshold": ("fp32", 0.5)}  # type, and any value
 
 
@@ -52,15 +57,40 @@ def warm(
         except AssertionError as error:  # PyTorch's, where it was built without CUDA
             raise RuntimeError(f"warm: expected a CUDA device, got {spec.device}: {error}") from error
         jobs |= {(job, spec.device) for job in training_jobs(spec, capability)}
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # the compiler releases Python's global lock
-        futures = [pool.submit(_warm_job, *job) for job in jobs]
+    with one_parser_at_a_time(), ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # LLVM needs no global lock
+        futures = [pool.submit(warm_job, *job) for job in jobs]
         for done, future in enumerate(as_completed(futures), 1):
             future.result()
             progress(done, len(jobs))
     return len(jobs)
 
 
-def _warm_job(job: Job, on: torch.device) -> None:
+@contextmanager
+def one_parser_at_a_time() -> Iterator[None]:
+    """Within it several threads may compile, on Python 3.11 too."""
+    if PARSER_IS_THREAD_SAFE:
+        yield
+        return
+    from triton.runtime.jit import JITCallable
+
+    parse, lock = JITCallable.parse, threading.Lock()
+
+    def locked_parse(function: Any) -> Any:
+        with lock:
+            return parse(function)
+
+    JITCallable.parse = locked_parse
+    try:
+        yield
+    finally:
+        JITCallable.parse = parse
+
+
+def warm_job(
+    job: Job,
+    on: torch.device,
+) -> None:
+    """Compiles a kernel for a device that is here, as its first launch with aligned tensors would."""
     with device.other_than_current(on) or nullcontext():
         kernel = job.function()
         arguments = [SCALARS[name][1] if name in SCALARS else job.pointer_dtype(name) for name in job.variables()]
@@ -99,9 +129,19 @@ def training_jobs(
     capability: tuple[int, int],
 ) -> Iterator[Job]:
     yield forward_job(spec, capability)
-    yield backward_job(spec, capability)
-    tile = _tile("backward", spec, capability)[1]
-    yield Job("sum_kernel", sum_constants(tile), tuple(FP_FUSION.items()), torch.float32, capability)
+    yield from backward_jobs(spec, capability)
+
+
+def backward_jobs(
+    spec: MixerSpec,
+    capability: tuple[int, int],
+    input_grad: bool = True,
+    parameter_grads: bool = True,
+) -> Iterator[Job]:
+    if parameter_grads:
+        tile = _tile("backward", spec, capability)[1]
+        yield Job("sum_kernel", sum_constants(tile), tuple(FP_FUSION.items()), torch.float32, capability)
+    yield backward_job(spec, capability, input_grad, parameter_grads)
 
 
 def forward_job(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -54,8 +55,20 @@ class Launch:
         elif self._run_compiled is not None:
             self._run_compiled(*addresses, *scalars, *self._constants)
         else:
-            compiled = self._kernel[self._grid](*tensors, *scalars, *self._constants, **self._options)
+            with compilation_lock(self._kernel.__name__, self._constants):
+                compiled = self._kernel[self._grid](*tensors, *scalars, *self._constants, **self._options)
             self._run_compiled = compiled_launch(compiled, self._grid, self._device_index)
+
+
+COMPILATION_LOCKS: dict[tuple[Any, ...], threading.Lock] = {}
+
+
+def compilation_lock(
+    kernel: str,  # its name
+    constants: tuple[Any, ...],
+) -> threading.Lock:
+    """What a thread holds while it compiles the kernel, so that no second one does the same work meanwhile."""
+    return COMPILATION_LOCKS.setdefault((kernel, constants), threading.Lock())
 
 
 def compiled_launch(
