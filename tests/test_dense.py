@@ -6,6 +6,7 @@ import copy
 import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,13 @@ from affnet_kernels.models import (
     AFFNet,
     DeepLabv3,
     SSDLite,
+    affnet_et,
+    create_model,
     decode_boxes,
     deeplabv3,
     encode_boxes,
     fuse_for_inference,
+    load_checkpoint,
     ssdlite,
 )
 from affnet_kernels.models.layers import NORMS
@@ -565,3 +569,84 @@ def test_predictions_for_another_size() -> None:
     message = r"^detections: expected predictions at the 2050 anchors of size 256, got 3232$"
     with pytest.raises(ValueError, match=message):
         detector().detections(torch.zeros(1, 3232, 4), torch.zeros(1, 3232, 4), 256)
+
+
+# checkpoints
+
+
+def saved(state: dict[str, Any], path: Path) -> Path:
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_an_official_checkpoint_loads(kind: str, tmp_path: Path) -> None:
+    source, model = (BUILDERS[kind]("affnet_et", 7) for _ in range(2))
+    wrapped = {f"module.{key}": value for key, value in source.state_dict().items()}
+    load_checkpoint(model, saved({"model_state_dict": wrapped, "epoch": 3}, tmp_path / "a.pt"))
+    torch.testing.assert_close(model.state_dict(), source.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_classification_checkpoint_loads_into_the_encoder(kind: str, tmp_path: Path) -> None:
+    source, model = affnet_et(), BUILDERS[kind]("affnet_et", 7)
+    before = copy.deepcopy(model.state_dict())
+    load_checkpoint(model.encoder, saved(source.state_dict(), tmp_path / "a.pt"))
+    given = source.state_dict()
+    for key, value in model.state_dict().items():
+        expected = given[key.removeprefix("encoder.")] if key.startswith("encoder.") else before[key]
+        assert torch.equal(value, expected), key
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_a_new_classifier(kind: str, tmp_path: Path) -> None:
+    source, model = BUILDERS[kind]("affnet_et", 9), BUILDERS[kind]("affnet_et", 7)
+    path = saved(source.state_dict(), tmp_path / "a.pt")
+    with pytest.raises(
+        ValueError, match=r"of another shape .*; new_classifier=True keeps the network's own classifier$"
+    ):
+        load_checkpoint(model, path)
+    before, given = copy.deepcopy(model.state_dict()), source.state_dict()
+    load_checkpoint(model, path, new_classifier=True)
+    kept = [key for key, value in model.state_dict().items() if value.shape != given[key].shape]
+    assert len(kept) == (2 if kind == "deeplabv3" else 12)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key] if key in kept else given[key]), key
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            affnet_et,
+            r"expected the weights of DeepLabv3, got those of affnet_et \(layer_norm_2d, 1000 classes, in_chans=3\) in "
+            r".*a\.pt: 446 missing \(.*\), 416 unexpected \(.*\); load_checkpoint\(model\.encoder, \.\.\.\) loads them "
+            "into the encoder, and the head stays as it is$",
+        ),
+        (
+            lambda: deeplabv3("affnet_t"),
+            r"expected the weights of DeepLabv3, got .*a\.pt with the keys encoder\.conv_1\.block\.conv\.weight, .*, "
+            r"of a DeepLabv3 or SSDLite on affnet_t: \d+ of another shape \(encoder\..*\)$",
+        ),
+        (
+            lambda: ssdlite("affnet_et", 21),
+            r"of a DeepLabv3 or SSDLite on affnet_et: 38 missing \(seg_head\..*\), 91 unexpected \(extra_layers\..*\)$",
+        ),
+    ],
+)
+def test_a_mismatch_says_what_and_loads_nothing(build: Callable[[], nn.Module], message: str, tmp_path: Path) -> None:
+    model = deeplabv3("affnet_et")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(model, saved(build().state_dict(), tmp_path / "a.pt"))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_the_encoder_refuses_another_network(tmp_path: Path) -> None:
+    path = saved(create_model("affnet_t").state_dict(), tmp_path / "a.pt")
+    message = (
+        r"expected the weights of affnet_et \(layer_norm_2d, no classifier, in_chans=3\), got those of affnet_t "
+        r"\(layer_norm_2d, no classifier, .*: \d+ of another shape .*; build affnet_t, as from_checkpoint does$"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(ssdlite("affnet_et").encoder, path)
