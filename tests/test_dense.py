@@ -1,4 +1,4 @@
-"""DeepLabv3 and SSDLite: counts, keys and formulas; the official heads' own outputs are not known here."""
+"""DeepLabv3 and SSDLite: counts, keys and formulas; no outputs of the official heads are stored here."""
 
 from __future__ import annotations
 
