@@ -294,7 +294,7 @@ ET = r"load_checkpoint: expected the weights of affnet_et \(layer_norm_2d, 1000 
         ),
         (
             lambda: nn.ModuleDict({"encoder": nn.ModuleDict({"conv_1": nn.Conv2d(3, 16, 3)})}),
-            r"keys encoder\.conv_1\.weight, .*, a dense prediction network's, which has no classifier: 416 missing",
+            r"keys encoder\.conv_1\.weight, .*, of a DeepLabv3 or SSDLite: 416 missing",
         ),
     ],
 )
@@ -334,7 +334,7 @@ def test_from_checkpoint_refuses_other_networks(tmp_path: Path) -> None:
     ):
         from_checkpoint(path)
     path = saved(prefixed("encoder.", tiny().state_dict()), path)
-    with pytest.raises(ValueError, match=r"keys encoder\.conv_1.*, a dense prediction network's, which has no classif"):
+    with pytest.raises(ValueError, match=r"keys encoder\.conv_1.*, of a DeepLabv3 or SSDLite on AFFNet$"):
         from_checkpoint(path)
 
 

@@ -24,7 +24,7 @@ export TRITON_INTERPRET=0 OMP_NUM_THREADS=1
 tests() { "$venv/bin/python" -m pytest -q -p no:cacheprovider --numprocesses 2 "$@"; }
 
 step 'running the tests of what the main environment lacks'
-tests tests/test_{timm,models,modules,flops,checkpoints,hub}.py
+tests tests/test_{timm,models,modules,flops,checkpoints,dense,hub}.py
 
 step "running timm's own tests"
 own=$root/build/timm

@@ -1,4 +1,4 @@
-"""AFFNet, AFFNet-T and AFFNet-ET on the fused mixer; in timm's registry too, where timm is imported."""
+"""AFFNet, AFFNet-T and AFFNet-ET on the fused mixer, alone (in timm's registry too) and with heads for dense tasks."""
 
 import importlib
 import warnings
@@ -15,21 +15,30 @@ from affnet_kernels.models.affnet import (
     create_model,
 )
 from affnet_kernels.models.checkpoint import from_checkpoint, load_checkpoint, read_checkpoint
+from affnet_kernels.models.deeplabv3 import DeepLabv3, deeplabv3
 from affnet_kernels.models.inference import fuse_for_inference
+from affnet_kernels.models.ssdlite import Detections, SSDLite, decode_boxes, encode_boxes, ssdlite
 
 __all__ = [
     "MODELS",
     "AFFNet",
+    "DeepLabv3",
+    "Detections",
+    "SSDLite",
     "affnet",
     "affnet_base",
     "affnet_et",
     "affnet_large",
     "affnet_t",
     "create_model",
+    "decode_boxes",
+    "deeplabv3",
+    "encode_boxes",
     "from_checkpoint",
     "fuse_for_inference",
     "load_checkpoint",
     "read_checkpoint",
+    "ssdlite",
 ]
 
 

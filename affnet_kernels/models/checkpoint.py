@@ -31,7 +31,9 @@ AVERAGED_WRAPPERS = (
 # Names that DistributedDataParallel, torch.compile, FSDP and activation checkpointing put anywhere in a key.
 INSERTED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 AVERAGE_COUNT = "n_averaged"  # the buffer that torch.optim.swa_utils.AveragedModel adds to its model's
-CLASSIFIER = "classifier."
+CLASSIFIER, EXPANSION, ENCODER = "classifier.", "conv_1x1_exp.", "encoder."
+# What depends on the number of classes, in an AFFNet, a DeepLabv3 and an SSDLite.
+CLASSIFIERS = re.compile(r"classifier\.|seg_head\.classifier\.|ssd_heads\.\d+\.loc_cls_layer\.(pw_conv|block)\.")
 # The channels tell the networks apart.
 CHANNELS = {
     (32, 48, 64, 104, 144): "affnet_et",
@@ -68,9 +70,12 @@ def load_checkpoint(
     """Load a file's weights into a network, all of them or, where keys or shapes differ, none.
 
     Args:
-        model: an AFFNet, or any module; on any device, of any float type, compiled or wrapped for data parallelism.
+        model: an AFFNet, DeepLabv3, SSDLite, or any module; on any device, of any float type, compiled or wrapped for
+            data parallelism. The `encoder` of the dense networks takes a classification network's weights, too, of
+            which it leaves out the two last layers.
         path, ema: as in `read_checkpoint`.
-        new_classifier: keep the model's own classifier, for another number of classes.
+        new_classifier: keep the model's own classifier (in an SSDLite what predicts classes and boxes), for another
+            number of classes.
 
     Raises:
         ValueError: keys or shapes differ; the message names the first ones, and what would fix it.
@@ -150,14 +155,17 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], path: str, *, new_
         raise ValueError(f"load_checkpoint: expected a model of one network, got {type(model).__name__} with several")
     if new_classifier:
         own, state = (
-            {key: value for key, value in tensors.items() if not key.startswith(CLASSIFIER)} for tensors in (own, state)
+            {key: value for key, value in tensors.items() if not CLASSIFIERS.match(key)} for tensors in (own, state)
         )
+    expected = recognise(own)
+    if expected and not any(key.startswith(EXPANSION) for key in own):  # the encoder of a dense prediction network
+        state = {key: value for key, value in state.items() if not key.startswith((EXPANSION, CLASSIFIER))}
     if differing := differences(own, state):
-        expected, got = recognise(own), recognise(state)
+        got = recognise(state)
         raise ValueError(
             f"load_checkpoint: expected the weights of {_description(expected) or type(model).__name__}, got "
             f"{f'those of {_description(got)} in {path}' if got else _foreign(state, path)}: "
-            f"{', '.join(differing)}{_remedy(expected, got)}"
+            f"{', '.join(differing)}{_remedy(expected, got) or _dense_remedy(own, state, got)}"
         )
     if any(value.is_meta for value in own.values()):
         raise ValueError('load_checkpoint: expected a model with memory, got one on "meta"; call model.to_empty first')
@@ -288,8 +296,9 @@ def _some(names: Any) -> str:
 
 
 def _foreign(state: Mapping[str, Tensor], path: str) -> str:
-    dense = any(key.startswith("encoder.") for key in state)
-    hint = ", a dense prediction network's, which has no classifier" if dense else ""
+    encoder = {key.removeprefix(ENCODER): value for key, value in state.items() if key.startswith(ENCODER)}
+    told = recognise(encoder)
+    hint = f", of a DeepLabv3 or SSDLite{f' on {network_name(told)}' if told else ''}" if encoder else ""
     return f"{path} with the keys {_some(state)}{hint}"
 
 
@@ -315,3 +324,15 @@ def _remedy(expected: Mapping[str, Any] | None, got: Mapping[str, Any] | None) -
     fitting = network_name(got) + (f" with {', '.join(options)}" if options else "")
     own = ", or keep the network's own classifier by new_classifier=True" if other_classes else ""
     return f"; build {fitting}, as from_checkpoint does{own}"
+
+
+def _dense_remedy(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], classification: Mapping[str, Any] | None
+) -> str:
+    """What would make a dense prediction network fit the checkpoint."""
+    if not any(key.startswith(ENCODER) for key in own):
+        return ""
+    if classification is not None:
+        return "; load_checkpoint(model.encoder, ...) loads them into the encoder, and the head stays as it is"
+    others = ({key: value for key, value in tensors.items() if not CLASSIFIERS.match(key)} for tensors in (own, state))
+    return "" if differences(*others) else "; new_classifier=True keeps the network's own classifier"

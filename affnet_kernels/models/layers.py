@@ -1,4 +1,4 @@
-"""The layers that AFFNet shares with MobileNets: a convolution with its norm, and the inverted residual."""
+"""The layers that AFFNet shares with MobileNets: a convolution with its norm, alone, separable, and in a residual."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ class ConvLayer(nn.Module):
     Args:
         in_channels, out_channels: of the maps [B, C, H, W].
         kernel_size: odd; the padding keeps H and W at stride 1.
-        stride, dilation, groups: of the convolution, which has no bias: BatchNorm follows.
+        stride, dilation, groups: of the convolution.
+        norm: whether BatchNorm follows.
+        bias: whether the convolution has one, which a BatchNorm would make useless.
         activation: a name of `affnet_kernels.activations.ACTIVATIONS`, or None for no activation.
     """
 
@@ -27,6 +29,8 @@ class ConvLayer(nn.Module):
         stride: int = 1,
         dilation: int = 1,
         groups: int = 1,
+        norm: bool = True,
+        bias: bool = False,
         activation: str | None,
     ) -> None:
         super().__init__()
@@ -34,9 +38,10 @@ class ConvLayer(nn.Module):
         self.block = nn.Sequential()
         self.block.add_module(
             "conv",
-            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False),
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias),
         )
-        self.block.add_module("norm", nn.BatchNorm2d(out_channels))
+        if norm:
+            self.block.add_module("norm", nn.BatchNorm2d(out_channels))
         if activation is not None:
             self.block.add_module("act", activation_named(activation).module())
 
@@ -45,6 +50,36 @@ class ConvLayer(nn.Module):
         x: Tensor,  # [B, in_channels, H, W]
     ) -> Tensor:  # [B, out_channels, H / stride, W / stride]
         return self.block(x)
+
+
+class SeparableConv(nn.Module):
+    """A 3x3 that filters each channel, with BatchNorm, then a 1x1 that mixes them.
+
+    Args:
+        in_channels, out_channels: of the maps [B, C, H, W].
+        stride: of the 3x3.
+        norm, bias, activation: of the 1x1, as in `ConvLayer`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        norm: bool = True,
+        bias: bool = False,
+        activation: str | None,
+    ) -> None:
+        super().__init__()
+        self.dw_conv = ConvLayer(in_channels, in_channels, 3, stride=stride, groups=in_channels, activation=None)
+        self.pw_conv = ConvLayer(in_channels, out_channels, norm=norm, bias=bias, activation=activation)
+
+    def forward(
+        self,
+        x: Tensor,  # [B, in_channels, H, W]
+    ) -> Tensor:  # [B, out_channels, H / stride, W / stride]
+        return self.pw_conv(self.dw_conv(x))
 
 
 class InvertedResidual(nn.Module):
