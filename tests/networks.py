@@ -53,6 +53,16 @@ def official_logits(model: str, activation: str) -> Tensor:  # [2, 1000]
         return torch.from_numpy(arrays[f"{model}/layer_norm_2d/{activation}"])
 
 
+def official_dense_outputs(kind: str, model: str) -> tuple[Tensor, ...]:
+    """Outputs of the official dense networks, SiLU in the backbone and ReLU in the head, of which some are stored.
+
+    Of "deeplabv3" the logits [2, 21, 8, 8] at every 36th pixel from 3; of "ssdlite" the scores [2, 22, 81] and the
+    offsets [2, 22, 4] of every 97th anchor.
+    """
+    with np.load(DATA / "dense_outputs.npz") as arrays:
+        return tuple(torch.from_numpy(arrays[key]) for key in arrays if key.split("/")[:2] == [kind, model])
+
+
 def calibrated(model: nn.Module, x: Tensor) -> nn.Module:
     """The model in eval mode, with running statistics of its own maps and norms that are not the identity."""
     generator = torch.Generator().manual_seed(9)

@@ -1,4 +1,4 @@
-"""DeepLabv3 and SSDLite: counts, keys and formulas; no outputs of the official heads are stored here."""
+"""DeepLabv3 and SSDLite: counts, keys, formulas, and the outputs of the official networks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,14 @@ from affnet_kernels.models import (
 )
 from affnet_kernels.models.layers import NORMS
 from affnet_kernels.models.token_mixers import MIXERS
-from tests.networks import PUBLISHED, calibrated, official_state_dict
+from tests.networks import (
+    PUBLISHED,
+    calibrated,
+    images,
+    official_dense_outputs,
+    official_state_dict,
+    seeded_state_dict,
+)
 
 DEEPLAB_PARAMETERS = {
     ("affnet_et", 21): 2_180_373,
@@ -142,6 +149,27 @@ def test_the_keys_of_ssdlite(name: str) -> None:
         expected |= plain_keys(f"ssd_heads.{head}.loc_cls_layer.pw_conv", 6 * 85, channels, 1, 1)
     expected |= plain_keys("ssd_heads.5.loc_cls_layer", 4 * 85, 64, 1, 1)
     assert shapes(ssdlite(name)) == list(expected.items())
+
+
+# outputs
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_outputs_of_deeplabv3_are_the_official_ones(name: str) -> None:
+    model = deeplabv3(name).eval()
+    model.load_state_dict(seeded_state_dict(model))
+    (expected,) = official_dense_outputs("deeplabv3", name)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images())[..., 3::36, 3::36], expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_outputs_of_ssdlite_are_the_official_ones(name: str) -> None:
+    model = ssdlite(name).eval()
+    model.load_state_dict(seeded_state_dict(model))
+    with torch.no_grad():
+        for got, expected in zip(model(images()), official_dense_outputs("ssdlite", name), strict=True):
+            torch.testing.assert_close(got[:, ::97], expected, rtol=0, atol=5e-6)
 
 
 # DeepLabv3's formulas
