@@ -288,6 +288,29 @@ def test_onnx(tmp_path: Path) -> None:
         session.run(None, {"images": torch.randn(1, 3, 32, 64).numpy()})
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_norm_of_one_group_is_written_out(affine: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(AFFMixer(16), nn.GroupNorm(1, 16, affine=affine), nn.GroupNorm(2, 16)).double()
+    if affine:
+        nn.init.normal_(model[1].weight)
+        nn.init.normal_(model[1].bias)
+    exportable = export.to_exportable(model, size=(16, 5, 7))
+    assert [isinstance(module, nn.GroupNorm) for module in exportable] == [False, False, True]
+    x = 3 + torch.randn(2, 16, 5, 7, dtype=torch.float64)
+    torch.testing.assert_close(exportable(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_onnx_norms_of_large_maps_are_accurate(tmp_path: Path) -> None:
+    needs_onnx()
+    torch.manual_seed(0)
+    model = nn.Sequential(AFFMixer(320), nn.GroupNorm(1, 320))
+    exported = export.export_onnx(model, tmp_path / "norm.onnx", size=(320, 64, 64))
+    assert exported.error is not None
+    assert exported.error <= 2e-5  # 9e-5 by InstanceNormalization
+    assert "InstanceNormalization" not in exported.operators
+
+
 def test_onnx_of_a_fixed_batch_and_a_later_opset(tmp_path: Path) -> None:
     needs_onnx()
     import onnx

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from affnet_kernels.capture import named_modules, refuse_captured
 from affnet_kernels.export.mixer import ExportableMixer
+from affnet_kernels.export.norm import ExportableNorm
 from affnet_kernels.modules import AFFMixer
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -29,7 +30,8 @@ def to_exportable(
 
     No FFT, complex number or custom operator is left of them, so that exporters and runtimes which know none of these
     take the model. Gradients flow as in every module. The copy takes images of one size, which its mixers check, and
-    any batch; the parameters of its mixers are others than the model's, so it is not for further training.
+    any batch; the parameters of its mixers are others than the model's, so it is not for further training. GroupNorms of
+    one group are written out too, since runtimes compute their own less accurately.
 
     Args:
         model: any module that has `AFFMixer`s and that images [B, C, H, W] are the only input of; it stays as it is.
@@ -65,6 +67,9 @@ def to_exportable(
         if not name:
             return cast(Model, replacement.eval())
         exportable.set_submodule(name, replacement.eval())
+    for name, module in list(exportable.named_modules()):
+        if type(module) is nn.GroupNorm and module.num_groups == 1 and name:
+            exportable.set_submodule(name, ExportableNorm(module))
     return exportable
 
 
