@@ -30,8 +30,8 @@ def to_exportable(
 
     No FFT, complex number or custom operator is left of them, so that exporters and runtimes which know none of these
     take the model. Gradients flow as in every module. The copy takes images of one size, which its mixers check, and
-    any batch; the parameters of its mixers are others than the model's, so it is not for further training. GroupNorms of
-    one group are written out too, since runtimes compute their own less accurately.
+    any batch; the parameters of its mixers are others than the model's, so it is not for further training. A GroupNorm
+    of one group is written out too, since runtimes compute their own less accurately.
 
     Args:
         model: any module that has `AFFMixer`s and that images [B, C, H, W] are the only input of; it stays as it is.
