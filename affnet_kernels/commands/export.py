@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import argparse
 import copy
+import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from affnet_kernels import AFFMixer
 from affnet_kernels.activations import ACTIVATIONS
 from affnet_kernels.export import aoti, coreml, executorch, onnx, openvino
 from affnet_kernels.export.exportable import example_images, image_shape
 from affnet_kernels.export.program import Run
+from affnet_kernels.export.quantization import quantize_onnx
 from affnet_kernels.models import MODELS, AFFNet, create_model
 from affnet_kernels.models.checkpoint import from_checkpoint
+from affnet_kernels.models.images import load_image
 from affnet_kernels.models.layers import NORMS
 
 FORMATS = {
@@ -49,15 +52,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--norm", choices=NORMS, help="if other than the checkpoint's keys suggest")
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--size", default="256", metavar="S or HxW", help="of the images, 256 if not given")
+    parser.add_argument("--quantize", choices=["int8"], help="the layers from the first mixer on; for --format onnx")
+    parser.add_argument("--calibration", type=Path, metavar="FOLDER", help="some dozens of images, for --quantize")
     parser.add_argument("out", metavar="OUT", help="the file: .onnx, .pte, .mlpackage, .xml or .pt2")
 
 
 def run(options: argparse.Namespace) -> int:
     """Export a network for another runtime, run it there, and print its error and latency; 1 if the error is large."""
     size = _size(options.size)
+    images = _calibration_images(options, size)
     model = _network(options)
     export, load = FORMATS[options.format]
-    exported = export(model, options.out, size=(model.in_chans, *size))
+    if images:
+        with tempfile.TemporaryDirectory() as folder:
+            float32 = export(model, Path(folder, "float32.onnx"), size=(model.in_chans, *size))
+            exported = quantize_onnx(float32.path, options.out, images)
+    else:
+        exported = export(model, options.out, size=(model.in_chans, *size))
     print(f"{exported.path}: {file_size(exported.path) / 1e6:.1f} MB, images of {size[0]} x {size[1]}")
     print(f"operators: {', '.join(exported.operators)}")
     if exported.error is None:
@@ -70,10 +81,11 @@ def run(options: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     try:
         if exported_run := load(exported.path, one_thread=True):
-            _print_latency(options.format, _latency(model, exported_run, size))
+            name = f"{options.format} {options.quantize}" if images else options.format
+            _print_latency(name, _latency(model, exported_run, size))
     finally:
         torch.set_num_threads(threads)
-    return int(not exported.error <= BOUND * max(1, largest))  # NaN is wrong too
+    return int(not images and not exported.error <= BOUND * max(1, largest))  # NaN is wrong too
 
 
 def _size(text: str) -> tuple[int, int]:  # H, W
@@ -81,6 +93,28 @@ def _size(text: str) -> tuple[int, int]:  # H, W
     if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
         raise ValueError(f"export: expected size as S or HxW, such as 256 or 256x320, got {text}")
     return int(numbers[0]), int(numbers[-1])
+
+
+def _calibration_images(
+    options: argparse.Namespace,
+    size: tuple[int, int],  # H, W
+) -> list[Tensor]:  # each [1, 3, H, W]; none without --quantize
+    folder = options.calibration
+    if (options.quantize is None) != (folder is None):
+        raise ValueError("export: expected --quantize and --calibration together, got one of them")
+    if folder is None:
+        return []
+    if options.format != "onnx" or size[0] != size[1]:
+        raise ValueError(
+            f"export: expected --quantize with --format onnx and square images, got {options.format} and "
+            f"{size[0]} x {size[1]}; quantize_onnx takes other images"
+        )
+    if not folder.is_dir():
+        raise NotADirectoryError(f"export: expected --calibration to be a folder, got {folder}")
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    if not files:
+        raise ValueError(f"export: expected images in {folder} for --calibration, got none")
+    return [load_image(file, size[0])[None] for file in files]
 
 
 def _network(options: argparse.Namespace) -> AFFNet:

@@ -8,6 +8,7 @@ from affnet_kernels.export.onnx import export_onnx
 from affnet_kernels.export.onnx_translation import ONNX_TRANSLATIONS
 from affnet_kernels.export.openvino import export_openvino
 from affnet_kernels.export.program import Exported
+from affnet_kernels.export.quantization import quantize_onnx
 
 __all__ = [
     "ONNX_TRANSLATIONS",
@@ -17,5 +18,6 @@ __all__ = [
     "export_executorch",
     "export_onnx",
     "export_openvino",
+    "quantize_onnx",
     "to_exportable",
 ]
