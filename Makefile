@@ -107,7 +107,7 @@ test-export: install
 	@test -x $(EXPORT_VENV)/bin/python || python3 -m venv $(EXPORT_VENV)
 	@$(EXPORT_PIP) '$(TORCH)'
 	@$(EXPORT_PIP) '$(TORCH)' numpy pytest $$(sed -n 's/^export = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
-	AFFNET_TEST_AOTI=1 OMP_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m pytest tests/test_export.py tests/test_dense_export.py
+	AFFNET_TEST_AOTI=1 OMP_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m pytest tests/test_export.py tests/test_dense_export.py tests/test_quantization.py
 
 export-table: test-export
 	OMP_NUM_THREADS=1 $(EXPORT_VENV)/bin/python -m tests.export_networks

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from affnet_kernels.files import replaced_file
 from affnet_kernels.models.checkpoint import network_name, read_checkpoint, recognise
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -68,12 +68,8 @@ def _stored(value: Tensor, half: bool) -> Tensor:
 
 def _write(state: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
     content = _safetensors_bytes(state, metadata) if target.suffix == ".safetensors" else _torch_bytes(state)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced_file("convert", target, target.suffix) as file:
+        file.write_bytes(content)
 
 
 def _torch_bytes(state: dict[str, Tensor]) -> bytes:

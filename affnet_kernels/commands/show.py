@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 import textwrap
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, fft
 
 from affnet_kernels.commands.networks import SEED, add_network_arguments, load_network, random_network
+from affnet_kernels.files import replaced_file
 from affnet_kernels.models.filters import Filter, filters_of, mixers_of, weights_at
 from affnet_kernels.models.images import load_image
 
@@ -238,9 +238,5 @@ def _save(
 
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        Image.open(drawn).convert("RGB").quantize(256, kmeans=1).save(partial, "PNG", optimize=True)
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced_file("show", out, out.suffix) as file:
+        Image.open(drawn).convert("RGB").quantize(256, kmeans=1).save(file, "PNG", optimize=True)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from affnet_kernels.export.files import replaced_file
 from affnet_kernels.export.program import Exported, Run, largest_error, trace
+from affnet_kernels.files import replaced_file
 
 OPSET = 18
 

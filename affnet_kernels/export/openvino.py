@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import nn
 
-from affnet_kernels.export.files import replaced_file
 from affnet_kernels.export.program import Exported, Run, largest_error, trace
+from affnet_kernels.files import replaced_file
 
 
 def export_openvino(

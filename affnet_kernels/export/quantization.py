@@ -13,9 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from affnet_kernels.export.files import replaced_file
 from affnet_kernels.export.onnx import load_onnx
 from affnet_kernels.export.program import Exported, Run
+from affnet_kernels.files import replaced_file
 
 # The matrices of an ExportableMixer, by the last part of their names.
 MIXER_WEIGHTS = {"analysis_w", "analysis_h", "w1", "w2", "synthesis_h", "synthesis_w"}

@@ -1,4 +1,4 @@
-"""Exported files that exist complete or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
