@@ -16,7 +16,10 @@ from affnet_kernels.modules import HOOKS
 
 ONEDNN_NAMES = {nn.ReLU: "relu", nn.SiLU: "swish", nn.GELU: "gelu", nn.Tanh: "tanh", nn.Hardswish: "hardswish"}
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-HAS_ONEDNN = torch.backends.mkldnn.is_available()
+# These operators are the ones that torch.compile uses; they are not part of PyTorch's public interface.
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
+    hasattr(torch.ops.mkldnn, name) for name in ("_convolution_pointwise", "_reorder_convolution_weight")
+)
 
 
 def fuse_for_inference(model: nn.Module) -> nn.Module:
