@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from affnet_kernels import AFFMixer
+from affnet_kernels.backends.native import CPU
 from affnet_kernels.models import AFFNet, create_model, fuse_for_inference
-from affnet_kernels.models.inference import ONEDNN_NAMES, FusedConv2d
+from affnet_kernels.models.inference import HAS_ONEDNN, ONEDNN_NAMES, FusedConv2d
 from tests.networks import PUBLISHED, calibrated, images, official_logits, seeded_state_dict
 
 
@@ -74,6 +77,27 @@ def test_dilated_convolutions(output_stride: int) -> None:
     with torch.no_grad():
         expected = model.forward_features(x)
         torch.testing.assert_close(fused.forward_features(x), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def operators(model: nn.Module, x: Tensor) -> Counter[str]:
+    """What PyTorch calls, and how often."""
+    with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        model(x)
+    return Counter(event.name for event in profile.events())
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch has no oneDNN")
+def test_every_convolution_is_one_call_of_onednn_and_no_mixer_copies() -> None:
+    fused, x = fuse_for_inference(tiny()), torch.randn(2, 3, 64, 64)
+    fused(x)  # packs the weights
+    called = operators(fused, x)
+    assert called["mkldnn::_convolution_pointwise"] == sum(isinstance(m, FusedConv2d) for m in fused.modules())
+    assert (
+        not {"aten::conv2d", "aten::silu_", "aten::batch_norm", "mkldnn::_reorder_convolution_weight"} & called.keys()
+    )
+    if not CPU.unsupported(None):
+        assert called["affnet_kernels::native_forward"] == sum(isinstance(m, AFFMixer) for m in fused.modules())
+        assert called["aten::clone"] == 1  # of the image, to the channels-last format
 
 
 def test_an_empty_batch() -> None:
