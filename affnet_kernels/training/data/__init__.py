@@ -1,0 +1,1 @@
+"""The data sets: embedded ones, and folders in common layouts."""
