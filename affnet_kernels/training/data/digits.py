@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from affnet_kernels.training.data import needs
 from affnet_kernels.training.sampling import Draw
 
 CLASSES = [str(digit) for digit in range(10)]
@@ -28,9 +29,7 @@ class Digits(Dataset[tuple[Tensor, int]]):
             from sklearn.datasets import load_digits
             from sklearn.model_selection import train_test_split
         except ImportError as error:
-            raise ImportError(
-                f"Digits: needs scikit-learn, got {error}; pip install 'affnet_kernels[train]'"
-            ) from error
+            raise needs("Digits", "scikit-learn", error) from error
         digits = load_digits()
         rows = train_test_split(range(len(digits.target)), test_size=HELD_OUT, stratify=digits.target, random_state=0)
         kept = rows[0 if train else 1]

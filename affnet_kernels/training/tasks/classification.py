@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from affnet_kernels.models import create_model
-from affnet_kernels.training.data import digits
+from affnet_kernels.training.data import digits, needs
 from affnet_kernels.training.recipe import Recipe
 from affnet_kernels.training.tasks import Loss, Task
 
@@ -88,9 +88,7 @@ class Accuracy:
         try:
             from torchmetrics.classification import MulticlassAccuracy
         except ImportError as error:
-            raise ImportError(
-                f"Accuracy: needs torchmetrics, got {error}; pip install 'affnet_kernels[train]'"
-            ) from error
+            raise needs("Accuracy", "torchmetrics", error) from error
         self.metrics = {
             f"top{k}": MulticlassAccuracy(classes, top_k=k, average="micro", distributed_available_fn=lambda: False)
             for k in (1, 5)
