@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,11 @@ def run(options: argparse.Namespace) -> int:
         progress=not options.quiet,
     )
     processes = Processes(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    summary = train(recipe, settings, processes)
+    try:
+        summary = train(recipe, settings, processes)
+    except KeyboardInterrupt:
+        print(f"train: interrupted; --resume continues after the last checkpoint in {options.out}", file=sys.stderr)
+        return 130
     if processes.rank == 0:
         print(table(summary, options.out))
     return 0

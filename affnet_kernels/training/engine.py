@@ -19,7 +19,7 @@ from affnet_kernels.training.checkpoints import Checkpoints, save_file, write_te
 from affnet_kernels.training.evaluation import autocast, evaluate, moved
 from affnet_kernels.training.processes import Processes
 from affnet_kernels.training.recipe import Recipe
-from affnet_kernels.training.sampling import Batch, Plan, StepSampler, loader, seed_of
+from affnet_kernels.training.sampling import Batch, Plan, Readable, StepSampler, loader, seed_of
 from affnet_kernels.training.schedule import decayed, rate_factor
 from affnet_kernels.training.tasks import task_of
 
@@ -92,8 +92,8 @@ class Trainer:
         saved = self._open_folder()
         torch.manual_seed(recipe.seed)
         self.task = task_of(recipe)
-        self.data = self.task.train_data()
-        self.plan = Plan(recipe, len(self.data))  # type: ignore[arg-type]
+        self.data = Readable(self.task.train_data(), recipe.limit, substitute=True)
+        self.plan = Plan(recipe, len(self.data))
         self.sampler = StepSampler(self.plan, processes.rank, processes.world_size)
         network = self.task.model()
         if recipe.weights and saved is None:
@@ -125,14 +125,8 @@ class Trainer:
             self.epochs_table = logs.Table(self.settings.out / logs.EPOCHS, resumed_at)
             self.steps_table = logs.Table(self.settings.out / logs.STEPS, resumed_at)
             self.events = logs.events(self.settings.out, done)
-        batches = loader(
-            self.data,
-            self.sampler,
-            self.task.collate,
-            workers=self.settings.workers,
-            substitute=True,
-            pin_memory=self.processes.device.type == "cuda",
-        )
+        workers, device = self.settings.workers, self.processes.device
+        batches = loader(self.data, self.sampler, self.task.collate, workers=workers, device=device)
         while self.epoch < self.recipe.epochs:
             self._epoch(batches)
         self.progress.close()
