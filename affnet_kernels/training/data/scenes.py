@@ -1,4 +1,4 @@
-"""Generated scenes for detection and segmentation: handwritten digits as stickers on photographs, boxes and masks known.
+"""Generated scenes for detection and segmentation: handwritten digits as stickers on photographs.
 
 Digits and photographs are those that scikit-learn ships, so that training needs no download. Held-out scenes show
 digits and parts of the photographs that no training scene shows.
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from affnet_kernels.training.sampling import Draw
 
-CLASSES = ("background", *"0123456789")
 HELD_OUT_DIGITS = 360  # the last ones, by writers of their own, of 1,797
 HELD_OUT_COLUMNS = slice(240, 400)  # the middle of each photograph, of 640 columns; its sides are for training
 SMALLEST, LARGEST = 0.34, 0.62  # sides of 12 pixels, as parts of the image's shorter one; a sticker fills two thirds
 STRETCH = 1.15  # of a sticker's sides against each other, at most
 CROP = (96, 160)  # sides of the parts of the photographs that become backgrounds, in their pixels
+EMPTY = 0.03  # of the scenes have no sticker
 MAX_OVERLAP = 0.1  # of two boxes' intersection, as a part of the smaller one
 ATTEMPTS = 12  # to place a sticker
 CONTRAST = 0.45  # between a digit and its rim, of the mean of their colours' channels, at least
@@ -34,32 +34,39 @@ class Scene(NamedTuple):
     """An image, and what is in it."""
 
     image: Tensor  # [3, H, W], float32 in [0, 1]
-    boxes: Tensor  # [n, 4], float32: x1, y1, x2, y2 in pixels inside the image, the last two exclusive; n >= 1
-    labels: Tensor  # [n], int64: indices into CLASSES, from 1
-    mask: Tensor  # [H, W], int64: the index of each pixel's class, 0 for the background
+    boxes: Tensor  # [n, 4], float32: x1, y1, x2, y2 in pixels inside the image, the last two exclusive; n may be 0
+    labels: Tensor  # [n], int64: classes, counted from 1
+    mask: Tensor  # [H, W], int64: the class of each pixel, 0 for the background
 
 
 class Scenes(Dataset[Scene]):
-    """Scenes of one to `max_objects` digits, each drawn when it is asked for.
+    """Scenes of up to `max_objects` digits, a few without any, each made when it is asked for.
 
     Args:
         count: how many there are; for training, how many an epoch has, since each epoch draws others.
+        seed: of held-out scenes.
         train: draw from the digits and photographs for training, by `Draw.seed` alone; else from the held-out ones, by
-            `Draw.index` alone.
-        max_objects: in a scene, at least 1. A sticker that finds no free place is left out, but never the first one.
+            `seed` and `Draw.index` alone.
+        classes: of the digits, 1 to 10: 3 for 0, 1 and 2.
+        max_objects: in a scene, at least 1. A sticker that finds no free place is left out.
 
     Raises:
         ValueError: an argument is not as above; at a draw, the size is below 32 x 32.
         ImportError: scikit-learn or Pillow is not installed.
     """
 
-    def __init__(self, count: int, *, train: bool, max_objects: int = 4) -> None:
-        if count < 1 or max_objects < 1:
-            raise ValueError(f"Scenes: expected count and max_objects >= 1, got {count} and {max_objects}")
-        self.count = count
-        self.train = train
-        self.max_objects = max_objects
-        _sources(train)  # what is missing should be missed now, not in a worker
+    def __init__(self, count: int, seed: int = 0, *, train: bool, classes: int = 10, max_objects: int = 4) -> None:
+        for right, expected, got in (
+            (count >= 1, "count >= 1", count),
+            (1 <= classes <= 10, "classes from 1 to 10", classes),
+            (max_objects >= 1, "max_objects >= 1", max_objects),
+        ):
+            if not right:
+                raise ValueError(f"Scenes: expected {expected}, got {got}")
+        self.count, self.seed, self.train, self.max_objects = count, seed, train, max_objects
+        self.names = tuple(str(digit) for digit in range(classes))
+        """Of the classes from 1."""
+        _sources(train, classes)  # what is missing should be missed now, not in a worker
 
     def __len__(self) -> int:
         return self.count
@@ -72,16 +79,18 @@ class Scenes(Dataset[Scene]):
             raise ValueError(f"Scenes: expected images of at least 32 x 32, got {draw.size[0]} x {draw.size[1]}")
         from numpy.random import default_rng
 
-        return _scene(default_rng(draw.seed if self.train else draw.index), self.train, draw.size, self.max_objects)
+        random = default_rng(draw.seed if self.train else (self.seed, draw.index))
+        return _scene(random, _sources(self.train, len(self.names)), draw.size, self.max_objects)
 
 
-def _scene(random: Generator, train: bool, size: tuple[int, int], max_objects: int) -> Scene:
-    photographs, stickers, digits = _sources(train)
+def _scene(random: Generator, sources: tuple[Tensor, Tensor, Tensor], size: tuple[int, int], max_objects: int) -> Scene:
+    photographs, stickers, digits = sources
     image = _background(random, photographs, size)
     mask = torch.zeros(size, dtype=torch.int64)
     boxes: list[tuple[int, int, int, int]] = []
     labels: list[int] = []
-    for _ in range(random.integers(1, max_objects, endpoint=True)):
+    empty = random.random() < EMPTY
+    for _ in range(0 if empty else random.integers(1, max_objects, endpoint=True)):
         index = int(random.integers(len(digits)))
         height, width = _sides(random, size)
         rim, ink = F.interpolate(stickers[index : index + 1], (height, width), mode="bicubic", align_corners=False)[0]
@@ -103,14 +112,15 @@ def _scene(random: Generator, train: bool, size: tuple[int, int], max_objects: i
     noise = torch.from_numpy(random.standard_normal((3, *size), dtype="float32"))
     image = torch.add(image, noise, alpha=0.02).clamp_(0, 1)
     corners = [(x1, y1, x2, y2) for y1, x1, y2, x2 in boxes]
-    return Scene(image, torch.tensor(corners, dtype=torch.float32), torch.tensor(labels), mask)
+    return Scene(image, torch.tensor(corners).float().view(-1, 4), torch.tensor(labels, dtype=torch.int64), mask)
 
 
 @cache
 def _sources(
     train: bool,
+    classes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Parts of photographs [n, 3, H, W] in [0, 1]; rims and strokes of the digits [N, 2, 12, 12] in [0, 1]; digits [N]."""
+    """Parts of photographs [n, 3, H, W]; rims and strokes of the digits [N, 2, 12, 12], all in [0, 1]; digits [N]."""
     try:
         from sklearn.datasets import load_digits, load_sample_images
 
@@ -126,7 +136,9 @@ def _sources(
     sides = photographs[..., : HELD_OUT_COLUMNS.start], photographs[..., HELD_OUT_COLUMNS.stop :]
     parts = torch.cat(sides) if train else photographs[..., HELD_OUT_COLUMNS]
     rows = slice(None, -HELD_OUT_DIGITS) if train else slice(-HELD_OUT_DIGITS, None)
-    return parts, torch.cat((rims, strokes), dim=1)[rows], torch.from_numpy(digits.target)[rows]
+    stickers, labels = torch.cat((rims, strokes), dim=1)[rows], torch.from_numpy(digits.target)[rows]
+    wanted = labels < classes
+    return parts, stickers[wanted], labels[wanted]
 
 
 def _background(
