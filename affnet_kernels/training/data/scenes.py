@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from affnet_kernels.training.sampling import Draw
 
-HELD_OUT_DIGITS = 360  # the last ones, by writers of their own, of 1,797
+HELD_OUT_DIGITS = 360  # the last ones of 1,797
 HELD_OUT_COLUMNS = slice(240, 400)  # the middle of each photograph, of 640 columns; its sides are for training
 SMALLEST, LARGEST = 0.34, 0.62  # sides of 12 pixels, as parts of the image's shorter one; a sticker fills two thirds
 STRETCH = 1.15  # of a sticker's sides against each other, at most
