@@ -48,6 +48,7 @@ def read_image(
     path: str | os.PathLike[str],
     caller: str = "load_image",
     min_side: int = MIN_SIDE,
+    upright: bool = True,
 ) -> Image:
     """An image file as Pillow's RGB image at its own size, of any mode that `load_image` takes.
 
@@ -55,6 +56,7 @@ def read_image(
         path: a file that Pillow can decode.
         caller: whom the messages name.
         min_side: least width and height.
+        upright: apply the camera's orientation; masks and boxes are mostly made for the pixels as they are stored.
 
     Raises:
         ValueError, OSError, ImportError: as in `load_image`.
@@ -94,18 +96,20 @@ def read_image(
             image.load()
         except Exception as error:
             raise ValueError(f"{caller}: expected a complete image, got {file}: {error}") from error
-        return _as_rgb(image, file, caller)
+        return _as_rgb(image, file, caller, upright)
 
 
 def _as_rgb(
     image: Image,
     file: Path,
     caller: str,
+    upright: bool,
 ) -> Image:
     from PIL import Image, ImageOps
 
-    with suppress(Exception):  # damaged metadata leave the pixels as they are
-        image = ImageOps.exif_transpose(image)
+    if upright:
+        with suppress(Exception):  # damaged metadata leave the pixels as they are
+            image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits, which some formats deliver in 32; Pillow itself would clip them
         image = image.convert("I")
         lowest, highest = cast(tuple[int, int], image.getextrema())

@@ -21,14 +21,15 @@ MAX_RATIO = 20  # of its sides; a longer one would be resized to nothing
 def read_pixels(
     path: str | os.PathLike[str],
     caller: str,
+    upright: bool = True,
 ) -> Tensor:  # [3, H, W], uint8
-    """An image file of any mode as RGB.
+    """An image file of any mode as RGB; `upright` as in `read_image`.
 
     Raises:
         ValueError: it is not an image, is damaged, of an unknown range, too small or too long.
         OSError: there is no such file, or it cannot be read.
     """
-    image = read_image(path, caller, MIN_SIDE)
+    image = read_image(path, caller, MIN_SIDE, upright)
     if max(image.size) > MAX_RATIO * min(image.size):
         raise ValueError(
             f"{caller}: expected an image of at most {MAX_RATIO} times its height or width, got {image.width} x "

@@ -166,7 +166,7 @@ class Masks(Dataset[Sample]):
         self,
         pair: Pair,
     ) -> tuple[Tensor, Tensor]:  # [3, H, W], [H, W], uint8
-        image, values = read_pixels(pair.image, "segmentation"), read_mask(pair.mask, "segmentation")
+        image, values = read_pixels(pair.image, "segmentation", upright=False), read_mask(pair.mask, "segmentation")
         if values.shape != image.shape[1:]:
             raise ValueError(
                 f"segmentation: expected a mask of {image.shape[2]} x {image.shape[1]} pixels, as its image, got "
