@@ -27,7 +27,7 @@ CROP = (96, 160)  # sides of the parts of the photographs that become background
 EMPTY = 0.03  # of the scenes have no sticker
 MAX_OVERLAP = 0.1  # of two boxes' intersection, as a part of the smaller one
 ATTEMPTS = 12  # to place a sticker
-CONTRAST = 0.45  # between a digit and its rim, of the mean of their colours' channels, at least
+LIGHT, DARK = (0.6, 1.0), (0.0, 0.35)  # channels of the colours of rims and of digits
 
 
 class Scene(NamedTuple):
@@ -146,7 +146,7 @@ def _background(
     photographs: Tensor,  # [n, 3, H, W]
     size: tuple[int, int],
 ) -> Tensor:  # [3, *size]
-    """A random part of a photograph, brighter or darker, mirrored or not, of the sides' ratio that `size` has."""
+    """A random part of a photograph, darkened, mirrored or not, of the sides' ratio that `size` has."""
     photograph = photographs[random.integers(len(photographs))]
     scale = random.uniform(*CROP) / max(size)
     height, width = (max(1, round(side * scale)) for side in size)
@@ -154,7 +154,7 @@ def _background(
     part = photograph[:, y : y + height, x : x + width]
     if random.integers(2):
         part = part.flip(-1)
-    return F.interpolate(part[None], size, mode="bilinear", antialias=True)[0] * random.uniform(0.7, 1.2)
+    return F.interpolate(part[None], size, mode="bilinear", antialias=True)[0] * random.uniform(0.5, 0.9)
 
 
 def _sides(
@@ -202,8 +202,6 @@ def _edge(
 def _colours(
     random: Generator,
 ) -> tuple[Tensor, Tensor]:  # [3, 1, 1] each
-    """Of a rim and of a digit on it, dark on light or light on dark."""
-    while True:
-        pair = torch.from_numpy(random.uniform(0, 1, (2, 3, 1, 1)).astype("float32"))
-        if (pair[0].mean() - pair[1].mean()).abs() >= CONTRAST:
-            return pair[0], pair[1]
+    """Of a rim, a light one, and of a digit on it, a dark one."""
+    rim, ink = (torch.from_numpy(random.uniform(*bounds, (3, 1, 1)).astype("float32")) for bounds in (LIGHT, DARK))
+    return rim, ink
