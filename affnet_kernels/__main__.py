@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from affnet_kernels.commands import check, classify, convert, export, info, show, warm
+from affnet_kernels.commands import check, classify, convert, export, info, show, train, warm
 
-COMMANDS = (info, check, warm, convert, show, classify, export)
+COMMANDS = (info, check, warm, convert, show, classify, export, train)
 
 
 def main(
