@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -424,7 +423,6 @@ def overlap(a: list[float], b: list[float]) -> float:
 
 
 def test_detections_are_those_of_a_naive_search() -> None:
-    pytest.importorskip("torchvision", reason="torchvision is not installed")
     torch.manual_seed(0)
     model = detector(num_classes=3)
     anchors = model.anchors((64, 48))
@@ -442,24 +440,12 @@ def test_detections_are_those_of_a_naive_search() -> None:
 
 
 def test_an_image_with_nothing_in_it() -> None:
-    pytest.importorskip("torchvision", reason="torchvision is not installed")
     model = detector()
     scores, offsets = torch.zeros(1, 3232, 4), torch.zeros(1, 3232, 4)
     scores[..., 0] = 20  # the background
     (found,) = model.detections(scores.half(), offsets.half(), 320)
     assert (found.boxes.shape, found.scores.shape, found.labels.shape) == ((0, 4), (0,), (0,))
     assert found.labels.dtype == torch.int64
-
-
-def test_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    monkeypatch.setitem(sys.modules, "torchvision.ops", None)
-    model = detector().eval()
-    with torch.no_grad():
-        scores, offsets = model(torch.randn(1, 3, 320, 320))
-    assert decode_boxes(offsets, model.anchors(320)).shape == (1, 3232, 4)
-    with pytest.raises(ImportError, match=r"^detections: needs torchvision, got .*; pip install torchvision$"):
-        model.detections(scores, offsets, 320)
 
 
 # both

@@ -14,10 +14,11 @@ from affnet_kernels.models.affnet import (
     affnet_t,
     create_model,
 )
+from affnet_kernels.models.boxes import decode_boxes, encode_boxes
 from affnet_kernels.models.checkpoint import from_checkpoint, load_checkpoint, read_checkpoint
 from affnet_kernels.models.deeplabv3 import DeepLabv3, deeplabv3
 from affnet_kernels.models.inference import fuse_for_inference
-from affnet_kernels.models.ssdlite import Detections, SSDLite, decode_boxes, encode_boxes, ssdlite
+from affnet_kernels.models.ssdlite import Detections, SSDLite, ssdlite
 
 __all__ = [
     "MODELS",

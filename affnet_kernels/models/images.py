@@ -39,64 +39,87 @@ def load_image(
     Source: the validation transforms of microsoft/TokenMixers (Pillow's bilinear filter, RGB / 255), and the sizes 288
     and 256 of the MobileViT recipe in apple/ml-cvnets, on which it is built.
     """
+    if size < MIN_SIDE:
+        raise ValueError(f"load_image: expected size >= {MIN_SIDE}, got {size}")
+    return as_tensor(_resized(read_image(path), size))
+
+
+def read_image(
+    path: str | os.PathLike[str],
+    caller: str = "load_image",
+    min_side: int = MIN_SIDE,
+    upright: bool = True,
+) -> Image:
+    """An image file as Pillow's RGB image at its own size, of any mode that `load_image` takes.
+
+    Args:
+        path: a file that Pillow can decode.
+        caller: whom the messages name.
+        min_side: least width and height.
+        upright: apply the camera's orientation; masks and boxes are mostly made for the pixels as they are stored.
+
+    Raises:
+        ValueError, OSError, ImportError: as in `load_image`.
+    """
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError("load_image: expected Pillow to be installed, got none; pip install pillow") from error
-    if size < MIN_SIDE:
-        raise ValueError(f"load_image: expected size >= {MIN_SIDE}, got {size}")
+        raise ImportError(f"{caller}: expected Pillow to be installed, got none; pip install pillow") from error
     file = Path(path)
     if not file.exists():
-        raise FileNotFoundError(f"load_image: expected an image file, got {file}, which does not exist")
+        raise FileNotFoundError(f"{caller}: expected an image file, got {file}, which does not exist")
     if not file.is_file():
-        raise OSError(f"load_image: expected an image file, got {file}, which is not a file")
+        raise OSError(f"{caller}: expected an image file, got {file}, which is not a file")
     if file.stat().st_size == 0:
-        raise ValueError(f"load_image: expected an image file, got {file}, which is empty")
+        raise ValueError(f"{caller}: expected an image file, got {file}, which is empty")
     with warnings.catch_warnings():
         # Pillow warns of half the size that it refuses: large photographs are no attack.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             image = Image.open(file)
         except PermissionError as error:
-            raise PermissionError(f"load_image: expected a readable file, got {file}: {error.strerror}") from error
+            raise PermissionError(f"{caller}: expected a readable file, got {file}: {error.strerror}") from error
         except Image.DecompressionBombError as error:
             limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
             raise ValueError(
-                f"load_image: expected an image of at most {limit:,} pixels, got more in {file}; make it smaller first"
+                f"{caller}: expected an image of at most {limit:,} pixels, got more in {file}; make it smaller first"
             ) from error
         except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
-            raise ValueError(f"load_image: expected an image, got {file}, which Pillow cannot identify") from error
+            raise ValueError(f"{caller}: expected an image, got {file}, which Pillow cannot identify") from error
     with image:
-        if min(image.size) < MIN_SIDE:
+        if min(image.size) < min_side:
             raise ValueError(
-                f"load_image: expected an image of at least {MIN_SIDE} x {MIN_SIDE} pixels, "
+                f"{caller}: expected an image of at least {min_side} x {min_side} pixels, "
                 f"got {image.width} x {image.height} in {file}"
             )
         try:
             image.load()
         except Exception as error:
-            raise ValueError(f"load_image: expected a complete image, got {file}: {error}") from error
-        return _as_tensor(_resized(_as_rgb(image, file), size))
+            raise ValueError(f"{caller}: expected a complete image, got {file}: {error}") from error
+        return _as_rgb(image, file, caller, upright)
 
 
 def _as_rgb(
     image: Image,
     file: Path,
+    caller: str,
+    upright: bool,
 ) -> Image:
     from PIL import Image, ImageOps
 
-    with suppress(Exception):  # damaged metadata leave the pixels as they are
-        image = ImageOps.exif_transpose(image)
+    if upright:
+        with suppress(Exception):  # damaged metadata leave the pixels as they are
+            image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits, which some formats deliver in 32; Pillow itself would clip them
         image = image.convert("I")
         lowest, highest = cast(tuple[int, int], image.getextrema())
         if lowest < 0 or highest > 65535:
             raise ValueError(
-                f"load_image: expected grey values of 8 or 16 bits, got {lowest} to {highest} in {file}; scale them"
+                f"{caller}: expected grey values of 8 or 16 bits, got {lowest} to {highest} in {file}; scale them"
             )
         return image.point(lambda value: value * (1 / 257) + 0.5).convert("L").convert("RGB")
     if image.mode == "F":
-        raise ValueError(f"load_image: expected 8 or 16 bits a channel, got floating point in {file}; scale it first")
+        raise ValueError(f"{caller}: expected 8 or 16 bits a channel, got floating point in {file}; scale it first")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -127,8 +150,9 @@ def _centre(
     return image.crop((left, top, left + width, top + height))
 
 
-def _as_tensor(
+def as_tensor(
     image: Image,  # RGB
-) -> Tensor:  # [3, H, W]
+) -> Tensor:  # [3, H, W], float32 in [0, 1]
+    """The pixels of an image."""
     values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return values.view(image.height, image.width, 3).permute(2, 0, 1).contiguous().float() / 255

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from affnet_kernels.activations import ACTIVATIONS
 from affnet_kernels.models.affnet import AFFNet, create_model
+from affnet_kernels.models.boxes import batched_nms, decode_boxes
 from affnet_kernels.models.layers import ConvLayer, SeparableConv
 
 
@@ -31,7 +32,6 @@ LEVELS = (
     Level(-1, 64, (2,)),
 )
 SMALLEST, LARGEST = 0.1, 1.05  # sides of the anchors, as parts of the image's
-CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
 
 
 class Detections(NamedTuple):
@@ -112,8 +112,8 @@ class SSDLite(nn.Module):
         predictions = torch.cat([head(x) for head, x in zip(self.ssd_heads, maps, strict=True)], dim=1)
         return predictions[..., 4:], predictions[..., :4]
 
+    @staticmethod
     def anchors(
-        self,
         size: int | Sequence[int],
         device: torch.device | str | None = None,
     ) -> Tensor:  # [A, 4]
@@ -148,9 +148,9 @@ class SSDLite(nn.Module):
             anchors.append(torch.cat(both, dim=-1).flatten(0, 2))
         return torch.cat(anchors)
 
+    @staticmethod
     @torch.no_grad()
     def detections(
-        self,
         scores: Tensor,  # [B, A, num_classes]
         offsets: Tensor,  # [B, A, 4]
         size: int | Sequence[int],
@@ -175,17 +175,12 @@ class SSDLite(nn.Module):
 
         Raises:
             ValueError: the predictions are not for images of that size.
-            ImportError: torchvision is not installed. `decode_boxes` does without.
         """
-        anchors = self.anchors(size, offsets.device)
+        anchors = SSDLite.anchors(size, offsets.device)
         if offsets.shape[1] != len(anchors):
             raise ValueError(
                 f"detections: expected predictions at the {len(anchors)} anchors of size {size}, got {offsets.shape[1]}"
             )
-        try:
-            from torchvision.ops import batched_nms
-        except ImportError as error:
-            raise ImportError(f"detections: needs torchvision, got {error}; pip install torchvision") from error
         boxes = decode_boxes(offsets, anchors)
         found = []
         for image, probabilities in zip(boxes, scores.to(boxes.dtype).softmax(-1), strict=True):
@@ -221,27 +216,6 @@ class SSDHead(nn.Module):
         if self.proj_layer is not None:
             x = self.proj_layer(x)
         return self.loc_cls_layer(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.outputs)
-
-
-def decode_boxes(
-    offsets: Tensor,  # [..., 4]
-    anchors: Tensor,  # [..., 4]: x, y, w, h of centre and size
-) -> Tensor:  # [..., 4]: x1, y1, x2, y2
-    """The boxes at some offsets from anchors."""
-    centre = anchors[..., :2] + offsets[..., :2] * CENTRE_VARIANCE * anchors[..., 2:]
-    half = anchors[..., 2:] * torch.exp(offsets[..., 2:] * SIZE_VARIANCE) / 2
-    return torch.cat((centre - half, centre + half), dim=-1)
-
-
-def encode_boxes(
-    boxes: Tensor,  # [..., 4]: x1, y1, x2, y2
-    anchors: Tensor,  # [..., 4]: x, y, w, h of centre and size
-) -> Tensor:  # [..., 4]
-    """The offsets of boxes from anchors; the inverse of `decode_boxes`."""
-    start, end = boxes.split(2, dim=-1)
-    centre = ((start + end) / 2 - anchors[..., :2]) / anchors[..., 2:] / CENTRE_VARIANCE
-    size = torch.log((end - start) / anchors[..., 2:]) / SIZE_VARIANCE
-    return torch.cat((centre, size), dim=-1)
 
 
 def ssdlite(name: str, num_classes: int = 81, **options: Any) -> SSDLite:

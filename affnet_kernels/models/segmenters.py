@@ -1,0 +1,56 @@
+"""DeepLabv3 from a checkpoint: what the file tells, what training wrote beside the weights, and what is assumed."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+from affnet_kernels.models.checkpoint import ENCODER, build, load_state, read_checkpoint, recognise
+from affnet_kernels.models.deeplabv3 import DeepLabv3
+from affnet_kernels.models.dense_checkpoints import training_facts
+
+CLASSIFIER = "seg_head.classifier.block.conv.weight"
+PROJECTION = "seg_head.aspp.aspp_layer.project.block.conv.weight"
+SIZE, OUTPUT_STRIDE = 512, 16  # the paper's; where a file tells nothing
+
+
+class Segmenter(NamedTuple):
+    """A network, and what it was trained with."""
+
+    network: DeepLabv3  # in eval mode
+    classes: list[str]  # the name of each, or its number
+    size: int  # H and W of the images
+
+
+def segmenter_from_checkpoint(path: str | os.PathLike[str], **options: Any) -> Segmenter:
+    """The DeepLabv3 that a file's keys and shapes tell, with its weights.
+
+    Args:
+        path: as in `read_checkpoint`, of `train`'s best.pt or of the official implementation.
+        options: as in `AFFNet`, where not None. They go before what training wrote beside the weights (the activation,
+            the norm, the output stride); without either, SiLU, the norm of the keys and output stride 16 are assumed.
+
+    Raises:
+        ValueError: the weights are not a DeepLabv3's on an AFFNet, or do not fit the options.
+        OSError, ImportError, ValueError: as in `read_checkpoint`.
+    """
+    state, facts = read_checkpoint(path), training_facts(path)
+    told = recognise({key.removeprefix(ENCODER): value for key, value in state.items() if key.startswith(ENCODER)})
+    if told is None or CLASSIFIER not in state or PROJECTION not in state:
+        keys = ", ".join(list(state)[:3])
+        raise ValueError(f"segmenter_from_checkpoint: expected the weights of a DeepLabv3, got {path} with {keys}, ...")
+    recipe = facts.recipe
+    size = recipe.get("size", SIZE)
+    trained = {name: recipe[name] for name in ("activation", "norm", "mixer") if name in recipe}
+    stride = recipe.get("options", {}).get("output_stride", OUTPUT_STRIDE)
+    given = {name: value for name, value in options.items() if value is not None}
+    backbone = build(told | {"output_stride": stride, "img_size": size} | trained | given)
+    channels, num_classes = state[PROJECTION].shape[0], state[CLASSIFIER].shape[0]
+    network = DeepLabv3(backbone, num_classes, aspp_channels=channels)
+    load_state(network, state, os.fspath(path))
+    classes = facts.classes or [f"class {index}" for index in range(num_classes)]
+    if len(classes) != num_classes:
+        raise ValueError(
+            f"segmenter_from_checkpoint: expected {num_classes} names of classes, got {len(classes)} in {path}"
+        )
+    return Segmenter(network.eval(), classes, size)
