@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,13 +18,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from affnet_kernels.models.affnet import STAGES
 from affnet_kernels.training.batch_norm import synchronise_batch_norms
 from affnet_kernels.training.processes import Processes
-from affnet_kernels.training.sharded import ShardedCheckpoints, load_sharded_states, sharded_states
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")  # in a collective's error
 
@@ -51,9 +48,10 @@ class Distributed(Processes):
             return self._sharded(model)
         ids = [self.device.index] if self.device.type == "cuda" else None
         # Synchronised BatchNorms have the same buffers everywhere, so that they need not be sent before each step.
-        options = inspect.signature(DistributedDataParallel).parameters
-        option = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"  # before 2.13
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **{option: False})
+        known = inspect.signature(DistributedDataParallel).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before 2.13
+        options: dict[str, Any] = {"device_ids": ids, "gradient_as_bucket_view": True, option: False}
+        return DistributedDataParallel(model, **options)
 
     def average(self, model: nn.Module, decay: float) -> AveragedModel:
         if not self.fsdp:
@@ -98,17 +96,6 @@ class Distributed(Processes):
     def clip(self, model: nn.Module, limit: float) -> Tensor:  # []
         norm = super().clip(model, limit)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-    def states(self, model: nn.Module, optimizer: Optimizer, average: AveragedModel | None) -> dict[str, Any]:
-        return sharded_states(model, optimizer, average)
-
-    def load_states(
-        self, states: dict[str, Any], model: nn.Module, optimizer: Optimizer, average: AveragedModel | None
-    ) -> None:
-        load_sharded_states(states, model, optimizer, average)
-
-    def checkpoints(self, folder: Path) -> ShardedCheckpoints:
-        return ShardedCheckpoints(folder, self)
 
     def _sharded(self, model: nn.Module) -> nn.Module:
         """`model` under `fully_shard`: its stages are gathered one after the other, and then what else there is."""
