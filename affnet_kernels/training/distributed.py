@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -39,7 +40,7 @@ class Distributed(Processes):
     def __init__(self, device: torch.device | str = "cpu", fsdp: bool = False) -> None:
         super().__init__(device)
         self.rank, self.world_size, self.fsdp = dist.get_rank(), dist.get_world_size(), fsdp
-        self.restarts = _restarts()
+        self.restarts = max(self.gather(_restarts()))  # machines count on their own
 
     def wrap(self, model: nn.Module) -> nn.Module:
         model = synchronise_batch_norms(model, self.device)
@@ -133,7 +134,13 @@ def joined(
     chosen = _device(device, int(os.environ["LOCAL_RANK"]))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    store, rank, world = next(rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        # torchrun's static rendezvous keeps its store over restarts, with the addresses of the processes that ended.
+        # (Between machines the store is a new one each time, and their counts of restarts differ.)
+        store = dist.PrefixStore(f"start {_restarts()}", store)
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     processes = Distributed(chosen, fsdp)
     try:
         with warnings.catch_warnings():
