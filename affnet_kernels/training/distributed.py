@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,15 +16,14 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from affnet_kernels.models.affnet import STAGES
 from affnet_kernels.training.batch_norm import synchronise_batch_norms
 from affnet_kernels.training.processes import Processes
-from affnet_kernels.training.sharded import ShardedCheckpoints, load_sharded_states, sharded_states
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")  # in a collective's error
 
@@ -42,7 +40,7 @@ class Distributed(Processes):
     def __init__(self, device: torch.device | str = "cpu", fsdp: bool = False) -> None:
         super().__init__(device)
         self.rank, self.world_size, self.fsdp = dist.get_rank(), dist.get_world_size(), fsdp
-        self.restarts = _restarts()
+        self.restarts = max(self.gather(_restarts()))  # machines count on their own
 
     def wrap(self, model: nn.Module) -> nn.Module:
         model = synchronise_batch_norms(model, self.device)
@@ -51,9 +49,10 @@ class Distributed(Processes):
             return self._sharded(model)
         ids = [self.device.index] if self.device.type == "cuda" else None
         # Synchronised BatchNorms have the same buffers everywhere, so that they need not be sent before each step.
-        options = inspect.signature(DistributedDataParallel).parameters
-        option = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"  # before 2.13
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **{option: False})
+        known = inspect.signature(DistributedDataParallel).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before 2.13
+        options: dict[str, Any] = {"device_ids": ids, "gradient_as_bucket_view": True, option: False}
+        return DistributedDataParallel(model, **options)
 
     def average(self, model: nn.Module, decay: float) -> AveragedModel:
         if not self.fsdp:
@@ -99,17 +98,6 @@ class Distributed(Processes):
         norm = super().clip(model, limit)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def states(self, model: nn.Module, optimizer: Optimizer, average: AveragedModel | None) -> dict[str, Any]:
-        return sharded_states(model, optimizer, average)
-
-    def load_states(
-        self, states: dict[str, Any], model: nn.Module, optimizer: Optimizer, average: AveragedModel | None
-    ) -> None:
-        load_sharded_states(states, model, optimizer, average)
-
-    def checkpoints(self, folder: Path) -> ShardedCheckpoints:
-        return ShardedCheckpoints(folder, self)
-
     def _sharded(self, model: nn.Module) -> nn.Module:
         """`model` under `fully_shard`: its stages are gathered one after the other, and then what else there is."""
         with torch.no_grad():
@@ -146,7 +134,13 @@ def joined(
     chosen = _device(device, int(os.environ["LOCAL_RANK"]))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    store, rank, world = next(rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        # torchrun's static rendezvous keeps its store over restarts, with the addresses of the processes that ended.
+        # (Between machines the store is a new one each time, and their counts of restarts differ.)
+        store = dist.PrefixStore(f"start {_restarts()}", store)
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     processes = Distributed(chosen, fsdp)
     try:
         with warnings.catch_warnings():

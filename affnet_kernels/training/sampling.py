@@ -115,7 +115,8 @@ class StepSampler(Sampler[list[Draw]]):
         for number, draws in enumerate(self.plan.steps(self.epoch)):
             if number >= self.start:
                 for part in range(parts):
-                    yield share(draws, self.rank * parts + part, self.world_size * parts)
+                    # A part holds the same images for any number of processes, and BatchNorm the same statistics.
+                    yield share(draws, part * self.world_size + self.rank, parts * self.world_size)
 
 
 def share(draws: Sequence[Draw], index: int, count: int) -> list[Draw]:

@@ -33,7 +33,7 @@ PREFIX, PART, VALUES, MANIFEST = "checkpoint-", ".checkpoint.part", "values.pt",
 KEPT = 2
 
 
-class ShardedCheckpoints:
+class Checkpoints:
     """The last two checkpoints in a folder, which all processes see.
 
     A checkpoint is a folder: `torch.distributed.checkpoint`'s files, in which each process writes its share of the
@@ -131,39 +131,39 @@ class ShardedCheckpoints:
             raise errors[0]
 
 
-def sharded_states(model: nn.Module, optimizer: Optimizer, average: AveragedModel | None) -> dict[str, Any]:
+def states(model: nn.Module, optimizer: Optimizer, average: AveragedModel | None) -> dict[str, Any]:
     """What a checkpoint holds of them, by the parameters' own names, whichever way they are divided."""
-    states = {"network": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+    parts = {"network": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
     if average is not None:
-        states["average"] = {"module": get_model_state_dict(average.module), "n_averaged": average.n_averaged}
-    return states
+        parts["average"] = {"module": get_model_state_dict(average.module), "n_averaged": average.n_averaged}
+    return parts
 
 
-def load_sharded_states(
-    values: dict[str, Any],  # of `ShardedCheckpoints.load`
+def load_states(
+    values: dict[str, Any],  # of `Checkpoints.load`
     model: nn.Module,
     optimizer: Optimizer,
     average: AveragedModel | None,
 ) -> None:
-    """Put back what `sharded_states` returned, divided in that way or another, from the checkpoint's folder.
+    """Put back what `states` returned, divided in that way or another, from the checkpoint's folder.
 
     Raises:
         ValueError: the checkpoint is another network's.
     """
-    states = sharded_states(model, optimizer, average)  # what is read has the shares of these, and takes their place
+    parts = states(model, optimizer, average)  # what is read has the shares of these, and takes their place
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(states, checkpoint_id=values["folder"])
+            load(parts, checkpoint_id=values["folder"])
     except (CheckpointException, RuntimeError) as error:
         raise ValueError(
             f"train: expected the checkpoint {values['folder']} to be of this network, got another: {error}"
         ) from error
-    set_model_state_dict(model, states["network"])
-    set_optimizer_state_dict(model, optimizer, states["optimizer"])
+    set_model_state_dict(model, parts["network"])
+    set_optimizer_state_dict(model, optimizer, parts["optimizer"])
     if average is not None:
-        set_model_state_dict(average.module, states["average"]["module"])
-        average.n_averaged.copy_(states["average"]["n_averaged"])
+        set_model_state_dict(average.module, parts["average"]["module"])
+        average.n_averaged.copy_(parts["average"]["n_averaged"])
 
 
 def _expect_shared(part: Path) -> None:
