@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 
 def run_in_processes(count: int, function: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
@@ -39,6 +41,15 @@ def run_in_processes(count: int, function: Callable[..., Any], folder: Path, *ar
     return [torch.load(path, weights_only=False) for path in paths]
 
 
+def saved(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint in a folder, whole: "network", "optimizer" and "average", and the plain values."""
+    newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    with tempfile.TemporaryDirectory() as scratch:
+        dcp_to_torch_save(newest, f"{scratch}/whole.pt")
+        tensors = torch.load(f"{scratch}/whole.pt", weights_only=True)
+    return {**tensors, **torch.load(newest / "values.pt", weights_only=True)}
+
+
 def free_port() -> int:
     """A port of this machine that nothing listens on."""
     with socket.socket() as listener:
@@ -46,7 +57,9 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _run(rank: int, count: int, port: int, function: Callable[..., Any], path: Path, arguments: tuple[Any, ...]) -> None:
+def _run(
+    rank: int, count: int, port: int, function: Callable[..., Any], path: Path, arguments: tuple[Any, ...]
+) -> None:
     from affnet_kernels.training.distributed import joined
 
     torch.set_num_threads(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from affnet_kernels.models import AFFNet
-from affnet_kernels.training.batch_norm import SyncBatchNorm2d, synchronise_batch_norms
 from affnet_kernels.training.processes import Processes
 from tests.processes import run_in_processes
 
@@ -77,7 +75,9 @@ def trained(
                 each = F.cross_entropy(model(images), labels, reduction="none")
                 total = (each * weights).sum() if weighted else each.sum()
                 total.backward()
-            sums += torch.stack((total.detach().double(), (weights.sum() if weighted else len(labels)) * torch.ones(())))
+            sums += torch.stack(
+                (total.detach().double(), (weights.sum() if weighted else len(labels)) * torch.ones(()))
+            )
         total_of_all, weight_of_all = processes.sum(sums).tolist()
         for parameter in model.parameters():
             parameter.grad *= processes.world_size / weight_of_all

@@ -18,6 +18,7 @@ from affnet_kernels.training.recipe import recipe_names
 from affnet_kernels.training.sampling import Draw, Plan, StepSampler, held_out_batches, seed_of
 from affnet_kernels.training.schedule import rate_factor
 from tests import tiny_task
+from tests.processes import saved
 
 SMALL = Recipe.load("digits").replace(size=32, epochs=2, batch=8, limit=40, ema=0.9)
 
@@ -35,7 +36,7 @@ def same(a: Any, b: Any) -> bool:
 
 def run_state(out: Path) -> dict[str, Any]:
     """What a finished run leaves, but for times."""
-    state = read_file(out / "last.pt")
+    state = saved(out)
     for name in ("seconds", "loading", "computing"):
         del state[name]
     epochs = logs.read_rows(out / logs.EPOCHS)
@@ -125,7 +126,7 @@ def test_the_shares_of_the_processes_are_the_step(world_size: int, accumulate: i
     assert all(len(part) == len(sampler) for part, sampler in zip(parts, samplers, strict=True))
     for number, draws in enumerate(list(plan.steps(1))[2:]):
         mine = slice(number * accumulate, (number + 1) * accumulate)
-        shares = [share for part in parts for share in part[mine]]
+        shares = [share for together in zip(*(part[mine] for part in parts), strict=True) for share in together]
         assert all(shares)
         assert [draw for share in shares for draw in share] == draws
 
@@ -238,9 +239,9 @@ def test_the_loop_is_the_plain_one(tmp_path: Path) -> None:
             for mean, parameter in zip(average, model.parameters(), strict=True):
                 mean.copy_(parameter.detach() if step == 0 else mean.lerp(parameter.detach(), 1 - recipe.ema))
             step += 1
-    state = read_file(tmp_path / "run" / "last.pt")
+    state = saved(tmp_path / "run")
     torch.testing.assert_close(state["network"], dict(model.state_dict()), rtol=1e-5, atol=1e-6)
-    averaged = [state["average"][f"module.{name}"] for name, _ in model.named_parameters()]
+    averaged = [state["average"]["module"][name] for name, _ in model.named_parameters()]
     torch.testing.assert_close(averaged, average, rtol=1e-5, atol=1e-6)
 
 
@@ -252,7 +253,7 @@ def test_a_run_learns_and_writes_what_it_says(tmp_path: Path, capsys: pytest.Cap
     assert summary.images == 12 * 40
     assert 0 < summary.loading + summary.computing < summary.seconds
     names = {path.name for path in out.iterdir()}
-    assert {"recipe.toml", "log.csv", "steps.csv", "last.pt", "previous.pt", "best.pt", "curves.png"} <= names
+    assert {"recipe.toml", "log.csv", "steps.csv", "checkpoint-11", "checkpoint-12", "best.pt", "curves.png"} <= names
     assert (out / "predictions.png").read_bytes() == b"picture"
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert not [name for name in names if name.endswith(".part")]
@@ -283,7 +284,7 @@ def test_mixed_precision(tmp_path: Path, amp: str) -> None:
     )
     assert half != full
     assert half == pytest.approx(full, rel=0.02)
-    assert bool(read_file(tmp_path / amp / "last.pt")["scaler"]) == (amp == "fp16")
+    assert bool(saved(tmp_path / amp)["scaler"]) == (amp == "fp16")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
