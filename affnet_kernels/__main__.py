@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from affnet_kernels.commands import check, classify, convert, detect, export, info, show, train, warm
+from affnet_kernels.commands import check, classify, convert, detect, export, info, segment, show, train, warm
 
-COMMANDS = (info, check, warm, convert, show, classify, detect, export, train)
+COMMANDS = (info, check, warm, convert, show, classify, detect, segment, export, train)
 
 
 def main(
