@@ -146,7 +146,7 @@ class Graph:
         return Loop(header, body, latches, name, line)
 
     def _name(self, latches: list[int]) -> tuple[str, str]:
-        """What the line of the closing branch calls the trips; where that branch has moved, the lines just before it."""
+        """What the line of the closing branch calls the trips; where it has moved, the lines before it."""
         line = ""
         for latch in latches:
             for instruction in reversed(self.blocks[latch].instructions[-6:]):
