@@ -25,7 +25,7 @@ from benchmarks.static.sass import Block, Place, source_line
 
 _TRIPS = re.compile(r"//.*\btrips: (\w+)")
 _RARE = re.compile(r"//.*\brare\b")
-_ACTIVATION = re.compile(r"if constexpr \(.*Activation == Activation::k(\w+)\)")
+_ACTIVATION = re.compile(r"if constexpr \(.*Activation == (?:\w+::)*Activation::k(\w+)\)")
 
 
 @dataclass
