@@ -48,12 +48,13 @@ class Graph:
     ) -> None:
         self._lines: dict[str, list[str]] = {}
         self._activations: dict[str, dict[int, str]] = {}
+        self._activation = activation
         self.blocks = blocks
-        self.kept = self._kept(activation)
+        self.kept = self._kept()
 
-    def _kept(self, activation: str) -> set[int]:
+    def _kept(self) -> set[int]:
         """Blocks on some path from the entry to an end that meets no excluded block."""
-        good = {i for i, block in enumerate(self.blocks) if not self._excluded(block, activation)}
+        good = {i for i, block in enumerate(self.blocks) if not self._excluded(block)}
         forward = self._closure({0} & good, lambda i: self.blocks[i].successors, good)
         before: dict[int, list[int]] = {i: [] for i in good}
         for i in good:
@@ -72,13 +73,16 @@ class Graph:
             todo += new
         return found
 
-    def _excluded(self, block: Block, activation: str) -> bool:
-        for instruction in block.instructions:
-            for place in instruction.places:
-                if activation and self._activation_at(place) not in ("", activation):
-                    return True
+    def _excluded(self, block: Block) -> bool:
+        """Whether it never runs with this activation; code of several that is predicated and not jumped over does."""
+        of = self._activations_in(block) if self._activation else set()
         first = block.instructions[0]
-        return bool(first.places) and bool(_RARE.search(source_line(first.places[0], self._lines)))
+        rare = first.certain and _RARE.search(source_line(first.places[0], self._lines)) is not None
+        return rare or bool(of and self._activation not in of)
+
+    def _activations_in(self, block: Block) -> set[str]:
+        surely = (code for code in block.instructions if code.certain and not code.guarded)
+        return {self._activation_at(place) for code in surely for place in code.places} - {""}
 
     def _activation_at(self, place: Place) -> str:
         """The activation whose branch a line is in."""
@@ -195,6 +199,13 @@ class Graph:
     def _iteration(self, loop: Loop, trips: Mapping[str, float], longest: bool) -> Cost:
         return self._region(loop.header, loop.body, loop.inner, loop.latches, trips, longest)
 
+    def _cost_of(self, block: Block) -> Cost:
+        """Its instructions; those of a block with the wanted activation count as "#own", which draws paths to it."""
+        cost = Cost.of(block.instructions)
+        if self._activation and self._activation in self._activations_in(block):
+            cost["#own"] = len(block.instructions)
+        return cost
+
     def _region(
         self,
         entry: int,
@@ -205,7 +216,7 @@ class Graph:
         longest: bool,
     ) -> Cost:
         node = {i: i for i in blocks}  # a loop inside is one node, its header
-        costs = {i: Cost.of(self.blocks[i].instructions) for i in blocks}
+        costs = {i: self._cost_of(self.blocks[i]) for i in blocks}
         for loop in inner:
             costs[loop.header] = self._iteration(loop, trips, longest).times(trips.get(loop.name, 1))
             node |= dict.fromkeys(loop.body, loop.header)
@@ -228,7 +239,7 @@ class Graph:
                 best[n] = None  # a cycle that is no loop is not followed
                 rest = [cost for s in after[n] if (cost := from_(s)) is not None]
                 if wanted is None or n in wanted or rest:
-                    most = max(rest, key=lambda cost: cost.instructions, default=Cost())
+                    most = max(rest, key=lambda cost: (cost["#own"], cost.instructions), default=Cost())
                     best[n] = costs[n].plus(most)
             return best[n]
 

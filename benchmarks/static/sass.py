@@ -35,6 +35,7 @@ class Instruction:
     operands: str
     guarded: bool  # runs under a predicate
     places: tuple[Place, ...]  # the line it comes from, then the calls that were inlined to get there
+    certain: bool  # whether they are told of this block; else they are those of the code above its label
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -91,21 +92,24 @@ def _sections(code: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _blocks(lines: list[str]) -> list[Block]:
-    blocks, places = [Block()], list[Place]()
+    blocks, places, certain = [Block()], list[Place](), False
     described = False  # whether the last line told a place
     for line in lines:
         if found := _PLACE.search(line):
             places = [*places, Place(found[1], int(found[2]))] if described else [Place(found[1], int(found[2]))]
-            described = True
+            described = certain = True
             continue
         described = False
         if found := _LABEL.match(line):
             if blocks[-1].instructions:
                 blocks.append(Block())
             blocks[-1].labels.append(found[1])
+            certain = False
         elif found := _CODE.search(line):
             guard, opcode, modifiers, operands = found.groups()
-            blocks[-1].instructions.append(Instruction(opcode, modifiers, operands, guard is not None, tuple(places)))
+            blocks[-1].instructions.append(
+                Instruction(opcode, modifiers, operands, guard is not None, tuple(places), certain)
+            )
             if opcode in ("BRA", "BRX", "JMP", "EXIT", "RET", "BSYNC"):
                 blocks.append(Block())
     return [block for block in blocks if block.instructions]
