@@ -92,7 +92,8 @@ class Graph:
             name, indent = "", 0
             for number, text in enumerate(self._lines[place.file], 1):
                 found = _ACTIVATION.search(text)
-                if name and text.strip() and len(text) - len(text.lstrip()) <= indent:
+                code = text.strip() and not text.startswith("#")
+                if name and code and len(text) - len(text.lstrip()) <= indent:
                     name = ""
                 if found:
                     name, indent = found[1], len(text) - len(text.lstrip())
