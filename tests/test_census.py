@@ -109,7 +109,7 @@ template <affnet::Activation kActivation>
 __device__ __forceinline__ float pass(float v) {
   if constexpr (kActivation == affnet::Activation::kRelu) {
 #pragma unroll
-    for (int i = 0; i < 15; ++i) asm volatile("max.f32 %0, %0, 0f00000000;" : "+f"(v));
+    for (int i = 0; i < 15; ++i) asm volatile("fma.rn.f32 %0, %0, %0, 0f3F800000;" : "+f"(v));
   } else if constexpr (kActivation == affnet::Activation::kSilu) {
 #pragma unroll
     for (int i = 0; i < 20; ++i) asm volatile("fma.rn.f32 %0, %0, %0, %0;" : "+f"(v));
