@@ -1,7 +1,12 @@
 // Operator schemas, and a module that calls them and reports how the extension was built. The implementations register
 // themselves: cpu/mixer.cpp for CPU, cuda/mixer.cu for CUDA, affnet_kernels/ops.py for the two public operators.
-#include <torch/extension.h>
+//
+// Only the headers that are needed: <torch/extension.h> takes three times as long to compile.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
+#include <torch/version.h>
 
 #include "activations.h"
 #include "cpu/capability.h"
