@@ -102,8 +102,8 @@ def emulate(
     plan = plan_of(library, Shape(B, C, H, W, K))
     assert plan.instance >= 0
     if images:
-        plane = plan.strides.plane * 8 * ((D + 1) // 2)
-        plan.shared_bytes += (images - plan.images) * plane
+        weights = library.layer_bytes(plan.instance)
+        plan.shared_bytes = weights + (plan.shared_bytes - weights) // plan.images * images
         plan.images = images
     plan.ctas_per_block = ctas_per_block or plan.ctas_per_block
     y = np.full_like(x, np.nan)

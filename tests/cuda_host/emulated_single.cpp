@@ -38,6 +38,8 @@ const char* run_single(const affnet::SingleArguments* a, const affnet::SinglePla
   return affnet::emulator::summary(report);
 }
 
+int layer_bytes(int instance) { return affnet::single_layer_bytes(affnet::kSingleInstances[instance].quads); }
+
 void single_bytes(int* bytes) {
   bytes[0] = sizeof(affnet::SinglePlan), bytes[1] = sizeof(affnet::SingleArguments);
 }

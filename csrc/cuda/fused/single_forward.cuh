@@ -61,7 +61,7 @@ struct ColumnPass : SinglePass<Layout> {
 #pragma unroll
     for (int h = 0; h < N; ++h) v[h] = {x[h * this->layout.W()], x[h * this->layout.W() + from.second]};
     transform<N>(v);
-    const uint32_t at = this->layout.offset(plane, 0, w);
+    const uint32_t at = this->layout.offset(this->layout.place_of(plane), 0, w);
 #pragma unroll
     for (int h = 0; h < N; ++h) shared_store(at + h * this->layout.row_bytes(), v[h]);
   }
@@ -73,7 +73,7 @@ struct RowPass : SinglePass<Layout> {
 
   template <int N>
   AFFNET_DEVICE void run(int plane, int k) const {
-    const uint32_t at = this->layout.offset(plane, k, 0);
+    const uint32_t at = this->layout.offset(this->layout.place_of(plane), k, 0);
     Complex<float> v[N];
 #pragma unroll
     for (int w = 0; w < N; ++w) v[w] = shared_load<Complex<float>>(at + w * 8);
@@ -89,7 +89,7 @@ struct InverseRowPass : SinglePass<Layout> {
 
   template <int N>
   AFFNET_DEVICE void run(int plane, int k) const {
-    const uint32_t at = this->layout.offset(plane, k, 0);
+    const uint32_t at = this->layout.offset(this->layout.place_of(plane), k, 0);
     Complex<float> v[N];
 #pragma unroll
     for (int w = 0; w < N; ++w) v[w] = exchanged(shared_load<Complex<float>>(at + w * 8));
@@ -105,7 +105,7 @@ struct InverseColumnPass : SinglePass<Layout> {
 
   template <int N>
   AFFNET_DEVICE void run(int plane, int w) const {
-    const uint32_t at = this->layout.offset(plane, 0, w);
+    const uint32_t at = this->layout.offset(this->layout.place_of(plane), 0, w);
     Complex<float> v[N];
 #pragma unroll
     for (int h = 0; h < N; ++h) v[h] = exchanged(shared_load<Complex<float>>(at + h * this->layout.row_bytes()));
@@ -149,12 +149,24 @@ AFFNET_DEVICE void run_length(const Pass& pass, int length, int plane, int at) {
 // All transforms of a pass, `across` to a plane.
 template <int kLength, typename Pass>
 AFFNET_DEVICE void run_pass(const Pass& pass, int length, int across) {
-  const int planes = pass.layout.all_planes(), items = transform_items(planes, across);
+  const int planes = pass.layout.a.images * pass.layout.planes, items = transform_items(planes, across);
 #pragma unroll 1
   for (int item = thread_index(); item < items; item += kSingleThreads) {  // trips: transforms
     const TransformPlace place = transform_place(item, across);
     if (across == 8 && place.plane >= planes) continue;
     run_length<kLength>(pass, length, place.plane, place.at);
+  }
+}
+
+// Zeros in the planes that an image has for the quads' sake only.
+template <typename Layout>
+AFFNET_DEVICE void clear_missing_planes(const Layout& layout) {
+  const int missing = Layout::kImagePlanes - layout.planes, size = static_cast<int>(layout.plane_bytes() / 8);
+#pragma unroll 1
+  for (int e = thread_index(); e < layout.a.images * missing * size; e += kSingleThreads) {  // trips: missing
+    const int image = e / (missing * size);
+    const uint32_t plane = layout.offset(image * Layout::kImagePlanes + layout.planes, 0, 0);
+    shared_store(plane + (e - image * missing * size) * 8, Complex<float>{0.f, 0.f});
   }
 }
 
@@ -170,9 +182,7 @@ single_forward_kernel(SingleArguments a) {
   Layers::stage(0, a.w1, a.b1, a, block, 0.5f / sqrtf(size), 1.f);
   Layers::stage(1, a.w2, a.b2, a, block, scale, scale);
 
-  const Lane lane;
-  const SingleTiling<Layout> tiling(layout);
-  constexpr int kTiles = single_unit_tiles(kQuads);
+  clear_missing_planes(layout);
   const int64_t stride = a.ctas_per_block * a.images;
 #pragma unroll 1
   for (int64_t first = cta_index() % ctas * a.images; first < a.B; first += stride) {  // trips: images
@@ -180,11 +190,7 @@ single_forward_kernel(SingleArguments a) {
     barrier();
     run_pass<kW>(RowPass<Layout>(layout, block, first), layout.W(), layout.H());
     barrier();
-    const int tiles = tiling.tiles();
-#pragma unroll 1
-    for (int tile = thread_index() / kWarpThreads * kTiles; tile < tiles; tile += kSingleWarps * kTiles) {  // trips: units
-      map_unit<kQuads, kTiles>(tiling, tile, scale * a.threshold, scale, lane);
-    }
+    map_planes<kQuads>(layout, scale * a.threshold, scale);
     barrier();
     run_pass<kW>(InverseRowPass<Layout>(layout, block, first), layout.W(), layout.H());
     barrier();

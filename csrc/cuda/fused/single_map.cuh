@@ -148,7 +148,8 @@ AFFNET_DEVICE void activate_quads(Quad (&p)[kTiles][kQuads], Activation activati
 }
 
 // (M + 1) X with all scales, where m is the mask before soft-shrink; of a special column its Hermitian part.
-AFFNET_DEVICE Quad masked(const Quad& x, const Quad& m, float threshold, float scale, const SingleRows& rows) {
+template <bool kSpecial>
+AFFNET_DEVICE Quad masked(const Quad& x, const Quad& m, float threshold, float scale, bool own) {
   Quad y;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -156,9 +157,9 @@ AFFNET_DEVICE Quad masked(const Quad& x, const Quad& m, float threshold, float s
     const float re = shrink(m.row[r].re, threshold) + scale, im = shrink(m.row[r].im, threshold);
     y.row[r] = {re * v.re - im * v.im, re * v.im + im * v.re};
   }
-  if (rows.special) {
+  if constexpr (kSpecial) {
     Complex<float>&p = y.row[0], &q = y.row[1];
-    if (rows.own) {
+    if (own) {
       p.im = q.im = 0.f;
     } else {
       p = {0.5f * (p.re + q.re), 0.5f * (p.im - q.im)};
@@ -167,22 +168,23 @@ AFFNET_DEVICE Quad masked(const Quad& x, const Quad& m, float threshold, float s
   return y;
 }
 
-// Maps tiles tile, tile + 1, ... of the CTA's planes.
-template <int kQuads, int kTiles, typename Layout>
-AFFNET_DEVICE void map_unit(const SingleTiling<Layout>& tiling, int tile, float threshold, float scale,
+// Maps a unit of tiles of the CTA's planes.
+template <bool kSpecial, int kQuads, typename Layout>
+AFFNET_DEVICE void map_unit(const SingleTiling<Layout>& tiling, int unit, float threshold, float scale,
                             const Lane& lane) {
+  constexpr int kTiles = Layout::kUnitTiles;
   constexpr bool kOdd = kQuads % 2 == 1;
   const LanePlanes<Layout> planes(tiling.layout, lane);
-  SingleRows rows[kTiles];
+  SingleRows<kSpecial> rows[kTiles];
   Quad x[kTiles][kQuads], p[kTiles][kQuads];
 #pragma unroll
   for (int m = 0; m < kTiles; ++m) {
-    rows[m] = SingleRows(tiling, tile + m, lane);
+    rows[m] = SingleRows<kSpecial>(tiling, unit * kTiles + m, lane);
 #pragma unroll
     for (int q = 0; q + 1 < kQuads; q += 2) load_quads(x[m][q], x[m][q + 1], rows[m], planes, q);
     if constexpr (kOdd) load_last_quad(x[m][kQuads - 1], rows[m], planes, kQuads - 1);
   }
-  warp_barrier();  // lanes share planes: those of an odd last quad, and the last plane in place of missing ones
+  if constexpr (kOdd) warp_barrier();  // two lanes share the planes of the last quad
   multiply_all<kQuads, kTiles>(p, x, 0, lane);
   activate_quads<kQuads, kTiles>(p, tiling.layout.a.activation);
 
@@ -195,14 +197,31 @@ AFFNET_DEVICE void map_unit(const SingleTiling<Layout>& tiling, int tile, float 
     if (q + 1 < kQuads) layer<kQuads, kTiles>(second, hidden, 1, q + 1, lane);
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
-      const Quad a = masked(x[m][q], first[m], threshold, scale, rows[m]);
+      const Quad a = masked<kSpecial>(x[m][q], first[m], threshold, scale, rows[m].own);
       if (q + 1 < kQuads) {
-        const Quad b = masked(x[m][q + 1], second[m], threshold, scale, rows[m]);
+        const Quad b = masked<kSpecial>(x[m][q + 1], second[m], threshold, scale, rows[m].own);
         store_quads(a, b, rows[m], planes, q);
       } else {
         store_last_quad(a, rows[m], planes, q);
       }
     }
+  }
+}
+
+// Maps all frequencies of the CTA's planes: the warps take the units in turn, first the regular ones.
+template <int kQuads, typename Layout>
+AFFNET_DEVICE void map_planes(const Layout& layout, float threshold, float scale) {
+  const Lane lane;
+  const SingleTiling<Layout> tiling(layout);
+  const int regular = tiling.units(tiling.regular_tiles()), units = regular + tiling.units(tiling.special_tiles());
+  int unit = thread_index() / kWarpThreads;
+#pragma unroll 1
+  for (; unit < regular; unit += kSingleWarps) {  // trips: regular
+    map_unit<false, kQuads>(tiling, unit, threshold, scale, lane);
+  }
+#pragma unroll 1
+  for (; unit < units; unit += kSingleWarps) {  // trips: special
+    map_unit<true, kQuads>(tiling, unit - regular, threshold, scale, lane);
   }
 }
 

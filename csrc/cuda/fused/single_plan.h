@@ -162,8 +162,8 @@ constexpr SinglePlan plan_single(int64_t B, int64_t H, int64_t W, int64_t K, int
   plan.strides = plane_strides(static_cast<int>(H), static_cast<int>(W));
   plan.images = single_images(B, planes, static_cast<int>(std::min(H, W)));
   plan.threads = kSingleThreads;
-  plan.shared_bytes =
-      single_layer_bytes(kSingleInstances[index].quads) + plan.images * single_plane_bytes(plan.strides, planes);
+  const int quads = kSingleInstances[index].quads;
+  plan.shared_bytes = single_layer_bytes(quads) + plan.images * single_plane_bytes(plan.strides, 2 * quads);
   if (plan.shared_bytes > shared_limit) return plan;
   constexpr int kReserved = 1024;  // of each CTA
   plan.ctas = std::min(4, (shared_limit + kReserved) / (plan.shared_bytes + kReserved));
