@@ -10,6 +10,7 @@
 
 #include "activations.h"
 #include "cpu/capability.h"
+#include "cuda/fused/words.h"
 #include "cuda/limits.h"
 #include "eager.h"
 #ifdef AFFNET_WITH_CUDA
@@ -67,6 +68,20 @@ pybind11::dict cuda_limits() {
   return limits;
 }
 
+// How the backend "cuda" runs a call, known without CUDA: "one-launch" or "planned", and why not the former. `x` has that
+// dtype and [B, K D, H, W] numbers; `capability` is the device's, 90 for 9.0; `allowed` says whether it may be one launch.
+std::pair<std::string, std::string> cuda_path(const std::string& dtype, int64_t B, int64_t H, int64_t W, int64_t K,
+                                              int64_t D, int64_t Dh, int capability, bool backward, bool allowed) {
+  using affnet::Element;
+  for (const Element element : {Element::kFloat64, Element::kFloat32, Element::kFloat16, Element::kBfloat16}) {
+    if (dtype != affnet::name_of(element)) continue;
+    const affnet::PathFacts facts{B, H, W, K, D, Dh, element, capability, backward, allowed};
+    const affnet::Path path = affnet::choose_path(facts);
+    return {path.one_launch() ? "one-launch" : "planned", affnet::in_words(path, facts)};
+  }
+  throw pybind11::value_error("cuda_path: expected float64, float32, float16 or bfloat16, got " + dtype);
+}
+
 #ifdef AFFNET_WITH_CUDA
 pybind11::dict plan_cache_info(int device) {
   const affnet::PlanCacheInfo found = affnet::plan_cache_info(device);
@@ -92,6 +107,8 @@ void define_cuda_controls(pybind11::module& m) {
         "Sets that bound. One block of one image is always taken, however large.");
   m.def("tensor_cores", &affnet::tensor_cores, "Whether float32 maps run on tensor cores where there is a kernel.");
   m.def("set_tensor_cores", &affnet::set_tensor_cores, arg("use"), "Without them, plain FMA, to compare the two.");
+  m.def("one_launch", &affnet::one_launch, "Whether calls are made in one launch where there is a kernel.");
+  m.def("set_one_launch", &affnet::set_one_launch, arg("use"), "Without it, every call is planned, to compare the two.");
   m.def("map_kernel_name", &affnet::map_kernel_name, arg("D"), arg("Dh"), arg("backward"),
         "The kernel of a float32 map on the current CUDA device.");
 }
@@ -109,6 +126,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("native_backward", &affnet::native_backward, ReleaseGil(), "torch.ops.affnet_kernels.native_backward.");
   m.def("cuda_limits", &cuda_limits,
         "The most channels of a block and elements of a plane that the CUDA kernels take.");
+  using pybind11::arg;
+  m.def("cuda_path", &cuda_path, arg("dtype"), arg("B"), arg("H"), arg("W"), arg("K"), arg("D"), arg("Dh"),
+        arg("capability"), arg("backward") = false, arg("allowed") = true,
+        "The path of a call on CUDA, \"one-launch\" or \"planned\", and why not the former.");
   m.def("activations", &activations, "The names of the activations, in the order of their enumerators in C++.");
   m.def("cpu_capability", &affnet::cpu_capability, "The instruction set whose variant of the CPU kernel runs here.");
 #ifdef AFFNET_WITH_CUDA
