@@ -68,16 +68,28 @@ pybind11::dict cuda_limits() {
   return limits;
 }
 
-// How the backend "cuda" runs a call, known without CUDA: "one-launch" or "planned", and why not the former. `x` has that
-// dtype and [B, K D, H, W] numbers; `capability` is the device's, 90 for 9.0; `allowed` says whether it may be one launch.
-std::pair<std::string, std::string> cuda_path(const std::string& dtype, int64_t B, int64_t H, int64_t W, int64_t K,
-                                              int64_t D, int64_t Dh, int capability, bool backward, bool allowed) {
+// How the backend "cuda" runs a call, known without CUDA: its path, "one-launch" or "planned", why it is not the former,
+// and the plan of the former. `x` has that dtype and [B, K D, H, W] numbers; `capability` is the device's, 90 for 9.0;
+// `allowed` says whether it may be one launch.
+pybind11::dict cuda_path(const std::string& dtype, int64_t B, int64_t H, int64_t W, int64_t K, int64_t D, int64_t Dh,
+                         int capability, bool backward, bool allowed) {
   using affnet::Element;
   for (const Element element : {Element::kFloat64, Element::kFloat32, Element::kFloat16, Element::kBfloat16}) {
     if (dtype != affnet::name_of(element)) continue;
     const affnet::PathFacts facts{B, H, W, K, D, Dh, element, capability, backward, allowed};
     const affnet::Path path = affnet::choose_path(facts);
-    return {path.one_launch() ? "one-launch" : "planned", affnet::in_words(path, facts)};
+    pybind11::dict found;
+    found["path"] = path.one_launch() ? "one-launch" : "planned";
+    found["why"] = affnet::in_words(path, facts);
+    if (path.one_launch()) {
+      const affnet::OneLaunch& launch = path.launch;
+      found["ctas"] = launch.ctas;
+      found["threads"] = launch.threads;
+      found["shared_bytes"] = launch.shared_bytes;
+      found["images"] = launch.images;
+      found["kernel"] = affnet::kernel_name(path);
+    }
+    return found;
   }
   throw pybind11::value_error("cuda_path: expected float64, float32, float16 or bfloat16, got " + dtype);
 }
@@ -129,7 +141,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using pybind11::arg;
   m.def("cuda_path", &cuda_path, arg("dtype"), arg("B"), arg("H"), arg("W"), arg("K"), arg("D"), arg("Dh"),
         arg("capability"), arg("backward") = false, arg("allowed") = true,
-        "The path of a call on CUDA, \"one-launch\" or \"planned\", and why not the former.");
+        "The path of a call on CUDA, \"one-launch\" or \"planned\", why it is not the former, and the launch if it is.");
   m.def("activations", &activations, "The names of the activations, in the order of their enumerators in C++.");
   m.def("cpu_capability", &affnet::cpu_capability, "The instruction set whose variant of the CPU kernel runs here.");
 #ifdef AFFNET_WITH_CUDA

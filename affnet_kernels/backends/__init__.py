@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from affnet_kernels.backends import reference, triton
-from affnet_kernels.backends.native import CPU, CUDA, Path, warn_of_missing_extension
+from affnet_kernels.backends.native import CPU, CUDA, KernelPath, warn_of_missing_extension
 from affnet_kernels.backends.preference import preference, rank
 from affnet_kernels.spec import Gradients, MixerSpec, Parameters
 
@@ -87,7 +87,7 @@ def path_of(
     backend: Backend,
     spec: MixerSpec,
     backward: bool,
-) -> Path | None:
+) -> KernelPath | None:
     """Which of its ways a pass takes; None for a backend that has one, or that cannot run the call."""
     if backend is not CUDA or spec.device.type != CUDA.NAME or CUDA.unsupported(spec):
         return None

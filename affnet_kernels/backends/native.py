@@ -20,7 +20,7 @@ REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps . (in th
 SLOWER = "CPU tensors run on the slower reference"
 
 
-class Path(NamedTuple):
+class KernelPath(NamedTuple):
     """Which of its two paths the backend "cuda" takes for a call."""
 
     name: str  # "one-launch", or "planned": cuFFT, and one kernel for the map between its transforms
@@ -69,10 +69,10 @@ class Native:
         self,
         spec: MixerSpec,  # that is supported, on a CUDA device
         backward: bool,
-    ) -> Path:
+    ) -> KernelPath:
         """What csrc/cuda/fused/path.h chooses for a pass of a call."""
         major, minor = torch.cuda.get_device_capability(spec.device)
-        name, why = self._extension.cuda_path(
+        found = self._extension.cuda_path(
             dtype=str(spec.dtype).removeprefix("torch."),
             B=max(spec.batch, 1),
             H=spec.height,
@@ -84,7 +84,7 @@ class Native:
             backward=backward,
             allowed=self._extension.one_launch(),
         )
-        return Path(name, why)
+        return KernelPath(found["path"], found["why"])
 
     def forward(
         self,

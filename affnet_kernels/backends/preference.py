@@ -31,8 +31,7 @@ PREFERENCES = (
         MAX_CHANNELS,
         ("one-launch", "triton", "planned"),
         "predicted",
-        "x is read and y written once, with fewer instructions in CUDA C++ at the exact size than in Triton at powers of "
-        "two; cuFFT moves five times as much",
+        "one launch reads x and writes y once, and cuFFT moves five times as much; Triton pads to powers of two",
     ),
     Preference(
         "cuda",

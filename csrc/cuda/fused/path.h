@@ -55,9 +55,16 @@ constexpr int shared_limit(int capability) {
   }
 }
 
+// A launch, of whichever kernel.
+struct OneLaunch {
+  int64_t ctas;
+  int threads, shared_bytes;
+  int images;  // that a CTA takes at a time
+};
+
 struct Path {
   Refusal refusal;   // kNone: one launch
-  int shared_bytes;  // that it takes or would take
+  OneLaunch launch;  // of a call that has too little shared memory, only the bytes it would take
   SinglePlan single;
 
   constexpr bool one_launch() const { return refusal == Refusal::kNone; }
@@ -74,9 +81,10 @@ constexpr Path choose_path(const PathFacts& f) {
   if (f.element != Element::kFloat32) return refused(Refusal::kType);
   if (f.backward) return refused(Refusal::kBackward);
   path.single = plan_single(f.B, f.H, f.W, f.K, f.D, f.Dh, shared_limit(f.capability));
-  path.shared_bytes = path.single.shared_bytes;
-  if (path.shared_bytes == 0) return refused(Refusal::kSizes);
-  if (path.single.quads == 0) return refused(Refusal::kSharedMemory);
+  const SinglePlan& plan = path.single;
+  path.launch = {plan.grid(f.K), plan.threads, plan.shared_bytes, plan.images};
+  if (plan.shared_bytes == 0) return refused(Refusal::kSizes);
+  if (plan.instance < 0) return refused(Refusal::kSharedMemory);
   return path;
 }
 

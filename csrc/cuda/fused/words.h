@@ -21,6 +21,13 @@ inline const char* name_of(Element element) {
   __builtin_unreachable();
 }
 
+// The kernel of a call that is one launch, as its template arguments name it.
+inline std::string kernel_name(const Path& path) {
+  const SingleInstance& instance = kSingleInstances[path.single.instance];
+  return "single_forward_kernel<" + std::to_string(instance.H) + ", " + std::to_string(instance.W) + ", " +
+         std::to_string(instance.quads) + ">";
+}
+
 // Empty if it is made in one launch.
 inline std::string in_words(const Path& path, const PathFacts& f) {
   const auto number = [](int64_t value) { return std::to_string(value); };
@@ -42,7 +49,7 @@ inline std::string in_words(const Path& path, const PathFacts& f) {
       return "no one-launch kernel takes maps of " + by(f.H, f.W) + " in blocks of " + number(f.D) + " channels and " +
              number(f.Dh) + " hidden ones";
     case Refusal::kSharedMemory:
-      return "one launch would take " + number(path.shared_bytes / 1024) + " KiB of shared memory, a CTA of the device has " +
+      return "one launch would take " + number(path.launch.shared_bytes / 1024) + " KiB of shared memory, a CTA of the device has " +
              number(shared_limit(f.capability) / 1024);
   }
   __builtin_unreachable();
