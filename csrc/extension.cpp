@@ -87,6 +87,7 @@ pybind11::dict cuda_path(const std::string& dtype, int64_t B, int64_t H, int64_t
       found["threads"] = launch.threads;
       found["shared_bytes"] = launch.shared_bytes;
       found["images"] = launch.images;
+      found["unit_tiles"] = launch.unit_tiles;
       found["kernel"] = affnet::kernel_name(path);
     }
     return found;

@@ -59,7 +59,8 @@ constexpr int shared_limit(int capability) {
 struct OneLaunch {
   int64_t ctas;
   int threads, shared_bytes;
-  int images;  // that a CTA takes at a time
+  int images;      // that a CTA takes at a time
+  int unit_tiles;  // tiles of 16 frequencies that a warp maps at a time
 };
 
 struct Path {
@@ -82,9 +83,10 @@ constexpr Path choose_path(const PathFacts& f) {
   if (f.backward) return refused(Refusal::kBackward);
   path.single = plan_single(f.B, f.H, f.W, f.K, f.D, f.Dh, shared_limit(f.capability));
   const SinglePlan& plan = path.single;
-  path.launch = {plan.grid(f.K), plan.threads, plan.shared_bytes, plan.images};
+  path.launch = {plan.grid(f.K), plan.threads, plan.shared_bytes, plan.images, 0};
   if (plan.shared_bytes == 0) return refused(Refusal::kSizes);
   if (plan.instance < 0) return refused(Refusal::kSharedMemory);
+  path.launch.unit_tiles = single_unit_tiles(kSingleInstances[plan.instance].quads);
   return path;
 }
 
