@@ -56,67 +56,74 @@ struct SingleLayers {
 };
 
 // A tensor core rounds towards zero, so a sum in its accumulator loses up to one unit of the last place at each
-// instruction. A sum starts from zero with its small products, takes at most that many quads' large ones, and is then
-// added to the others by an ordinary addition.
-constexpr int kLongestSum = 5;
+// instruction. A sum starts from zero with its small products, takes at most five quads' large ones, and is then added
+// to the others by an ordinary addition. That many quads of a left operand are in registers at a time.
+AFFNET_HD constexpr int sums_of(int quads) { return (quads + 4) / 5; }
 
-// Quad j of a layer's pre-activations.
-template <int kQuads, int kTiles>
-AFFNET_DEVICE void layer(Quad (&out)[kTiles], const Left (&in)[kTiles][kQuads], int number, int j, const Lane& lane) {
-  using Layers = SingleLayers<kQuads>;
-  constexpr int kSums = (kQuads + kLongestSum - 1) / kLongestSum, kLength = (kQuads + kSums - 1) / kSums;
-  const auto b = shared_load<Complex<float>>(Layers::bias(number, j, lane.t));
+template <int kQuads>
+AFFNET_DEVICE Quad bias_of(int number, int j, const Lane& lane) {
+  const auto b = shared_load<Complex<float>>(SingleLayers<kQuads>::bias(number, j, lane.t));
+  return {{b, b}};
+}
+
+// out += the product of quads first, first + 1, ... of a layer's inputs with the weights to quad j of its outputs.
+template <int kQuads, int kTiles, int kLength>
+AFFNET_DEVICE void add_sum(Quad (&out)[kTiles], const Left (&in)[kTiles][kLength], int number, int j, int first,
+                           const Lane& lane) {
+  StoredRight w[kLength];
+  float sum[kTiles][4] = {};
 #pragma unroll
-  for (int m = 0; m < kTiles; ++m) out[m] = {{b, b}};
+  for (int q = 0; q < kLength; ++q) {
+    w[q] = shared_load<StoredRight>(SingleLayers<kQuads>::weight(number, j, first + q, 4 * lane.g + lane.t));
+  }
 #pragma unroll
-  for (int first = 0; first < kQuads; first += kLength) {
-    StoredRight w[kLength];
-    float sum[kTiles][4] = {};
-#pragma unroll
-    for (int q = first; q < first + kLength && q < kQuads; ++q) {
-      w[q - first] = shared_load<StoredRight>(Layers::weight(number, j, q, 4 * lane.g + lane.t));
-    }
-#pragma unroll
-    for (int q = first; q < first + kLength && q < kQuads; ++q) {
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) {
-        mma_tf32(sum[m], in[m][q].lo, w[q - first].part.hi);
-        mma_tf32(sum[m], in[m][q].hi, w[q - first].part.lo);
-      }
-    }
-#pragma unroll
-    for (int q = first; q < first + kLength && q < kQuads; ++q) {
-#pragma unroll
-      for (int m = 0; m < kTiles; ++m) mma_tf32(sum[m], in[m][q].hi, w[q - first].part.hi);
-    }
+  for (int q = 0; q < kLength; ++q) {
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
-      out[m].row[0].re += sum[m][0], out[m].row[0].im += sum[m][1];
-      out[m].row[1].re += sum[m][2], out[m].row[1].im += sum[m][3];
+      mma_tf32(sum[m], in[m][q].lo, w[q].part.hi);
+      mma_tf32(sum[m], in[m][q].hi, w[q].part.lo);
     }
+  }
+#pragma unroll
+  for (int q = 0; q < kLength; ++q) {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) mma_tf32(sum[m], in[m][q].hi, w[q].part.hi);
+  }
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m) {
+    out[m].row[0].re += sum[m][0], out[m].row[0].im += sum[m][1];
+    out[m].row[1].re += sum[m][2], out[m].row[1].im += sum[m][3];
   }
 }
 
-template <int kQuads, int kTiles>
-AFFNET_DEVICE void split_all(Left (&to)[kTiles][kQuads], const Quad (&from)[kTiles][kQuads]) {
+template <int kQuads, int kTiles, int kLength>
+AFFNET_DEVICE void split_quads(Left (&to)[kTiles][kLength], const Quad (&from)[kTiles][kQuads], int first) {
 #pragma unroll
   for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
-    for (int q = 0; q < kQuads; ++q) to[m][q] = Left(from[m][q]);
+    for (int q = 0; q < kLength; ++q) to[m][q] = Left(from[m][first + q]);
   }
 }
 
+// A layer's pre-activations.
 template <int kQuads, int kTiles>
 AFFNET_DEVICE void multiply_all(Quad (&out)[kTiles][kQuads], const Quad (&in)[kTiles][kQuads], int number,
                                 const Lane& lane) {
-  Left left[kTiles][kQuads];
-  split_all<kQuads, kTiles>(left, in);
+  constexpr int kLength = kQuads / sums_of(kQuads);
+  static_assert(kQuads % kLength == 0);
 #pragma unroll
-  for (int j = 0; j < kQuads; ++j) {
-    Quad column[kTiles];
-    layer<kQuads, kTiles>(column, left, number, j, lane);
+  for (int first = 0; first < kQuads; first += kLength) {
+    Left left[kTiles][kLength];
+    split_quads<kQuads, kTiles, kLength>(left, in, first);
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) out[m][j] = column[m];
+    for (int j = 0; j < kQuads; ++j) {
+      Quad column[kTiles];
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m) column[m] = first == 0 ? bias_of<kQuads>(number, j, lane) : out[m][j];
+      add_sum<kQuads, kTiles, kLength>(column, left, number, j, first, lane);
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m) out[m][j] = column[m];
+    }
   }
 }
 
@@ -168,38 +175,39 @@ AFFNET_DEVICE Quad masked(const Quad& x, const Quad& m, float threshold, float s
   return y;
 }
 
+template <int kQuads, typename Rows, typename Layout>
+AFFNET_DEVICE void load_rows(Quad (&x)[kQuads], const Rows& rows, const LanePlanes<Layout>& planes) {
+#pragma unroll
+  for (int q = 0; q + 1 < kQuads; q += 2) load_quads(x[q], x[q + 1], rows, planes, q);
+  if constexpr (kQuads % 2 == 1) load_last_quad(x[kQuads - 1], rows, planes, kQuads - 1);
+}
+
 // Maps a unit of tiles of the CTA's planes.
 template <bool kSpecial, int kQuads, typename Layout>
 AFFNET_DEVICE void map_unit(const SingleTiling<Layout>& tiling, int unit, float threshold, float scale,
                             const Lane& lane) {
   constexpr int kTiles = Layout::kUnitTiles;
-  constexpr bool kOdd = kQuads % 2 == 1;
   const LanePlanes<Layout> planes(tiling.layout, lane);
   SingleRows<kSpecial> rows[kTiles];
   Quad x[kTiles][kQuads], p[kTiles][kQuads];
 #pragma unroll
   for (int m = 0; m < kTiles; ++m) {
     rows[m] = SingleRows<kSpecial>(tiling, unit * kTiles + m, lane);
-#pragma unroll
-    for (int q = 0; q + 1 < kQuads; q += 2) load_quads(x[m][q], x[m][q + 1], rows[m], planes, q);
-    if constexpr (kOdd) load_last_quad(x[m][kQuads - 1], rows[m], planes, kQuads - 1);
+    load_rows<kQuads>(x[m], rows[m], planes);
   }
-  if constexpr (kOdd) warp_barrier();  // two lanes share the planes of the last quad
   multiply_all<kQuads, kTiles>(p, x, 0, lane);
   activate_quads<kQuads, kTiles>(p, tiling.layout.a.activation);
+  if constexpr (kQuads % 2 == 1) warp_barrier();  // two lanes share the planes of an odd last quad
 
-  Left hidden[kTiles][kQuads];
-  split_all<kQuads, kTiles>(hidden, p);
+  Quad mask[kTiles][kQuads];
+  multiply_all<kQuads, kTiles>(mask, p, 1, lane);
 #pragma unroll
-  for (int q = 0; q < kQuads; q += 2) {
-    Quad first[kTiles], second[kTiles];
-    layer<kQuads, kTiles>(first, hidden, 1, q, lane);
-    if (q + 1 < kQuads) layer<kQuads, kTiles>(second, hidden, 1, q + 1, lane);
+  for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-      const Quad a = masked<kSpecial>(x[m][q], first[m], threshold, scale, rows[m].own);
+    for (int q = 0; q < kQuads; q += 2) {
+      const Quad a = masked<kSpecial>(x[m][q], mask[m][q], threshold, scale, rows[m].own);
       if (q + 1 < kQuads) {
-        const Quad b = masked<kSpecial>(x[m][q + 1], second[m], threshold, scale, rows[m].own);
+        const Quad b = masked<kSpecial>(x[m][q + 1], mask[m][q + 1], threshold, scale, rows[m].own);
         store_quads(a, b, rows[m], planes, q);
       } else {
         store_last_quad(a, rows[m], planes, q);

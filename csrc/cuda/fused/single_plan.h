@@ -5,6 +5,8 @@
 // and channel 2 p + 1 the imaginary part of plane p.
 #pragma once
 
+#include <iterator>
+
 #include "../launch_plan.h"
 
 namespace affnet {
@@ -119,7 +121,30 @@ constexpr int single_plane_bytes(const PlaneStrides& strides, int planes) { retu
 constexpr int single_ctas(int H, int W, int quads) {
   if (H == 0) return 2;
   const int bytes = single_layer_bytes(quads) + single_plane_bytes(plane_strides(H, W), 2 * quads);
-  return std::clamp(227 * 1024 / (bytes + 1024), 1, quads <= 2 ? 4 : quads <= 4 ? 3 : 2);
+  return std::clamp(227 * 1024 / (bytes + 1024), 1, quads <= 2 ? 4 : quads <= 3 ? 3 : 2);
+}
+
+// The strides of an instance for one size, found once by the compiler; for any other sizes an odd row stride and a plane
+// stride of 4 modulo 8, with few conflicts.
+struct InstanceStrides {
+  PlaneStrides of[std::size(kSingleInstances)] = {};
+
+  constexpr InstanceStrides() {
+    for (size_t i = 0; i < std::size(kSingleInstances); ++i) {
+      const auto [H, W, quads] = kSingleInstances[i];
+      of[i] = H == 0                                                                      ? PlaneStrides{}
+              : i > 0 && H == kSingleInstances[i - 1].H && W == kSingleInstances[i - 1].W ? of[i - 1]
+                                                                                          : plane_strides(H, W);
+    }
+  }
+};
+
+constexpr InstanceStrides kInstanceStrides;
+
+constexpr PlaneStrides strides_of(int instance, int H, int W) {
+  if (kSingleInstances[instance].H > 0) return kInstanceStrides.of[instance];
+  const int row = W | 1;
+  return {row, (H * row + 3) / 8 * 8 + 4};
 }
 
 struct SinglePlan {
@@ -159,7 +184,7 @@ constexpr SinglePlan plan_single(int64_t B, int64_t H, int64_t W, int64_t K, int
   if (Dh != D || D < 5 || D > 40 || !is_single_length(H) || !is_single_length(W)) return plan;
   const int index = single_instance(H, W, quads_of(static_cast<int>(D))), planes = static_cast<int>(D + 1) / 2;
   if (index < 0) return plan;
-  plan.strides = plane_strides(static_cast<int>(H), static_cast<int>(W));
+  plan.strides = strides_of(index, static_cast<int>(H), static_cast<int>(W));
   plan.images = single_images(B, planes, static_cast<int>(std::min(H, W)));
   plan.threads = kSingleThreads;
   const int quads = kSingleInstances[index].quads;
