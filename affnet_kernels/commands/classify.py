@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_network_arguments(parser)
     parser.set_defaults(activation=None, size=None)  # a checkpoint of this package's training tells them
     parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="a name a line; by default the checkpoint's, or timm's ImageNet names"
+        "--labels", type=Path, metavar="FILE", help="a name a line; by default the run's, or timm's ImageNet names"
     )
     parser.add_argument("--top", type=int, default=5, help="how many classes to print")
 

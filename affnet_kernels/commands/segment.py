@@ -26,9 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels", type=Path, metavar="FILE", help="a name a line, from class 0; by default the file's"
     )
     parser.add_argument("--size", type=int, help="shorter side of what the network sees; by default that of training")
-    parser.add_argument("--output-stride", type=int, choices=(8, 16, 32), help="by default that of training, or 16")
-    parser.add_argument("--activation", choices=ACTIVATIONS, help="by default that of training, or silu")
+    parser.add_argument(
+        "--output-stride", type=int, choices=(8, 16, 32), help="of the backbone; by default that of training, or 16"
+    )
+    parser.add_argument(
+        "--activation", choices=ACTIVATIONS, help="of the backbone; by default that of training, or silu"
+    )
     parser.add_argument("--norm", choices=NORMS, help="needed for layer_norm, which has the keys of layer_norm_2d")
+    parser.add_argument(
+        "--head-activation", choices=ACTIVATIONS, help="of the head; by default that of training, or relu"
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -50,11 +57,9 @@ def run(options: argparse.Namespace) -> int:
     for file in (out, beside):
         if file.exists() and file.samefile(options.image):
             raise ValueError(f"segment: expected --out to be another file than the image, got {out}")
+    given = {name: getattr(options, name) for name in ("activation", "norm", "output_stride", "head_activation")}
     found = segmenter_from_checkpoint(
-        options.checkpoint,
-        activation=options.activation,
-        norm=options.norm,
-        output_stride=options.output_stride,
+        options.checkpoint, **{name: value for name, value in given.items() if value is not None}
     )
     size = options.size or found.size
     if size < MIN_SIDE:

@@ -131,7 +131,7 @@ def _legend(
 ) -> None:
     from matplotlib.patches import Patch
 
-    colours = palette(len(classes)).float() / 255
-    patches = [Patch(facecolor=colours[index].tolist(), edgecolor="grey", label=text) for text, index in rows.items()]
+    colours = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette(len(classes)).tolist()]
+    patches = [Patch(facecolor=colours[index], edgecolor="grey", label=text) for text, index in rows.items()]
     columns = -(-len(patches) // LEGEND_ROWS)
     figure.legend(handles=patches, loc="outside right upper", fontsize=8, ncols=columns, frameon=False)

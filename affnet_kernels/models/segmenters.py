@@ -11,7 +11,7 @@ from affnet_kernels.models.dense_checkpoints import training_facts
 
 CLASSIFIER = "seg_head.classifier.block.conv.weight"
 PROJECTION = "seg_head.aspp.aspp_layer.project.block.conv.weight"
-SIZE, OUTPUT_STRIDE = 512, 16  # the paper's; where a file tells nothing
+SIZE, OUTPUT_STRIDE, HEAD_ACTIVATION = 512, 16, "relu"  # where a file tells nothing
 
 
 class Segmenter(NamedTuple):
@@ -27,8 +27,9 @@ def segmenter_from_checkpoint(path: str | os.PathLike[str], **options: Any) -> S
 
     Args:
         path: as in `read_checkpoint`, of `train`'s best.pt or of the official implementation.
-        options: as in `AFFNet`, where not None. They go before what training wrote beside the weights (the activation,
-            the norm, the output stride); without either, SiLU, the norm of the keys and output stride 16 are assumed.
+        options: as in `AFFNet`, and `head_activation`, as `activation` in `DeepLabv3`. They go before what training
+            wrote beside the weights, and that before what is assumed otherwise: SiLU in the backbone, ReLU in the
+            head, the norm that the keys tell, output stride 16.
 
     Raises:
         ValueError: the weights are not a DeepLabv3's on an AFFNet, or do not fit the options.
@@ -40,13 +41,14 @@ def segmenter_from_checkpoint(path: str | os.PathLike[str], **options: Any) -> S
         keys = ", ".join(list(state)[:3])
         raise ValueError(f"segmenter_from_checkpoint: expected the weights of a DeepLabv3, got {path} with {keys}, ...")
     recipe = facts.recipe
-    size = recipe.get("size", SIZE)
-    trained = {name: recipe[name] for name in ("activation", "norm", "mixer") if name in recipe}
-    stride = recipe.get("options", {}).get("output_stride", OUTPUT_STRIDE)
-    given = {name: value for name, value in options.items() if value is not None}
-    backbone = build(told | {"output_stride": stride, "img_size": size} | trained | given)
+    size, own = recipe.get("size", SIZE), recipe.get("options", {})
+    trained: dict[str, Any] = {name: recipe[name] for name in ("activation", "norm", "mixer") if name in recipe}
+    trained |= {name: own[name] for name in ("output_stride", "head_activation") if name in own}
+    assumed = {"img_size": size, "output_stride": OUTPUT_STRIDE, "head_activation": HEAD_ACTIVATION}
+    chosen: dict[str, Any] = assumed | told | trained | options
+    activation = chosen.pop("head_activation")
     channels, num_classes = state[PROJECTION].shape[0], state[CLASSIFIER].shape[0]
-    network = DeepLabv3(backbone, num_classes, aspp_channels=channels)
+    network = DeepLabv3(build(chosen), num_classes, aspp_channels=channels, activation=activation)
     load_state(network, state, os.fspath(path))
     classes = facts.classes or [f"class {index}" for index in range(num_classes)]
     if len(classes) != num_classes:

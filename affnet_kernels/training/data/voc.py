@@ -17,29 +17,11 @@ if TYPE_CHECKING:
 
 IGNORED = 255  # in a mask: a pixel that neither loss nor metrics count
 NAMES_FILE = "labels.txt"  # in the data's folder: the name of a class a line, from mask value 0 (ADE20K: 1)
-VOC_CLASSES = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
+VOC_NAMES = (
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+    "pottedplant sheep sofa train tvmonitor"
 )
+VOC_CLASSES = tuple(VOC_NAMES.split())
 ADE_CLASSES = 150
 LAYOUTS = "JPEGImages, SegmentationClass and ImageSets/Segmentation, or images and annotations"
 

@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from affnet_kernels.models import DeepLabv3, create_model
+from affnet_kernels.models.dense_checkpoints import load_weights
+from affnet_kernels.models.maps import draw_maps
 from affnet_kernels.training.data.scenes import Scenes
 from affnet_kernels.training.data.voc import IGNORED, Folder, Masks, read_folder
 from affnet_kernels.training.recipe import Recipe
 from affnet_kernels.training.sampling import Draw
-from affnet_kernels.training.tasks import Evaluator, Loss
+from affnet_kernels.training.tasks import Loss, Task
 
 SCENES = "scenes"
+PREVIEWED = 6  # images of the picture at the end
 
 
 class Options(NamedTuple):
@@ -27,6 +30,7 @@ class Options(NamedTuple):
 
     output_stride: int = 16  # as in `AFFNet`
     aspp_channels: int = 256  # as in `DeepLabv3`
+    head_activation: str = "relu"  # as `activation` in `DeepLabv3`
     train_scenes: int = 2000  # an epoch, of generated scenes
     test_scenes: int = 300
     digits: int = 10  # which scenes show
@@ -37,7 +41,7 @@ class Options(NamedTuple):
     photometric: bool = True
 
 
-class Segmentation:
+class Segmentation(Task):
     """The segmentation task of a recipe.
 
     Its data is "scenes", or a folder as in `read_folder`.
@@ -65,29 +69,32 @@ class Segmentation:
         names = self.train.names
         self.classes = [*names] if self.folder else ["background", *names]
 
-    def model(self) -> nn.Module:
-        recipe = self.recipe
-        backbone = create_model(
-            recipe.model,
-            mixer=recipe.mixer,
-            activation=recipe.activation,
-            norm=recipe.norm,
-            drop_path_rate=recipe.drop_path_rate,
-            output_stride=self.options.output_stride,
-            img_size=recipe.size,
-        )
-        return DeepLabv3(backbone, len(self.classes), aspp_channels=self.options.aspp_channels)
+    def model(self) -> DeepLabv3:
+        """The network with its initial weights."""
+        recipe, own = self.recipe, self.options
+        options: dict[str, Any] = {name: getattr(recipe, name) for name in ("mixer", "activation", "norm")}
+        options |= {"drop_path_rate": recipe.drop_path_rate, "output_stride": own.output_stride}
+        backbone = create_model(recipe.model, img_size=recipe.size, **options)
+        channels, activation = own.aspp_channels, own.head_activation
+        return DeepLabv3(backbone, len(self.classes), aspp_channels=channels, activation=activation)
+
+    def load_weights(self, model: nn.Module, path: str) -> None:
+        """As `dense_checkpoints.load_weights`."""
+        load_weights(model, path)
 
     def train_data(self) -> Dataset[Any]:
+        """The images for training, changed at random."""
         return self.train
 
     def test_data(self) -> Dataset[Any]:
+        """The images for evaluation, only resized."""
         return self.test
 
     def collate(
         self,
         samples: list[Any],  # Scene or Sample
     ) -> tuple[Tensor, Tensor]:  # [B, 3, H, W], [B, H, W]
+        """Images and masks of one size."""
         return torch.stack([sample.image for sample in samples]), torch.stack([sample.mask for sample in samples])
 
     def loss(
@@ -105,14 +112,13 @@ class Segmentation:
         )
         return Loss(total, (targets != IGNORED).sum(), {})
 
-    def evaluator(self) -> Evaluator:
+    def evaluator(self) -> MeanIoU:
+        """Of the test data."""
         return MeanIoU(len(self.classes))
 
     @torch.no_grad()
     def preview(self, model: nn.Module, path: Path) -> None:
         """Draw the first test images, their masks, and what the network makes of them."""
-        from affnet_kernels.models.maps import draw_maps
-
         size = (self.recipe.size, self.recipe.size)
         samples = []
         for index in range(len(self.test)):
@@ -120,8 +126,10 @@ class Segmentation:
                 samples.append(self.test[Draw(index, 0, size)])
             except (ValueError, OSError):  # which the evaluation has named
                 continue
-            if len(samples) == 6:
+            if len(samples) == PREVIEWED:
                 break
+        if not samples:
+            return
         images, masks = self.collate(samples)
         like = next(model.parameters())
         found = torch.cat([model(image[None].to(like)).argmax(1).cpu() for image in images])
@@ -150,7 +158,9 @@ class MeanIoU:
         try:
             from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
         except ImportError as error:
-            raise ImportError(f"segmentation: needs torchmetrics, got {error}; pip install torchmetrics") from error
+            raise ImportError(
+                f"segmentation: needs torchmetrics, got {error}; pip install 'affnet_kernels[train]'"
+            ) from error
         # The engine gathers; torchmetrics would do it once more.
         common: dict[str, Any] = {"ignore_index": IGNORED, "validate_args": False, "sync_on_compute": False}
 
@@ -167,11 +177,13 @@ class MeanIoU:
         outputs: Tensor,  # [B, classes, H, W], logits
         targets: Tensor,  # [B, H, W], int64
     ) -> None:
+        """Take in a batch."""
         found = outputs.argmax(1)
         for metric in self.metrics.values():
             metric.to(found.device).update(found, targets)
 
     def compute(self, gather: Callable[[Any], list[Any]]) -> dict[str, float]:
+        """Per cent by name."""
         states = {name: {key: t.cpu() for key, t in m.metric_state.items()} for name, m in self.metrics.items()}
         whole = self.build()
         for part in gather(states):
