@@ -12,6 +12,8 @@ import csv
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,27 +63,37 @@ def main() -> None:
     parser.add_argument("--mixers", nargs="+", choices=MIXERS, default=list(MIXERS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, of a thread each")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for data in options.data:
-        recipe = Recipe.load(data)
-        if options.epochs:
-            # An average over about a seventh of the run, as the recipes' own.
-            recipe = recipe.replace(epochs=options.epochs, ema=0.9)
-        accuracies: dict[str, list[float]] = {mixer: [] for mixer in options.mixers}
-        for seed in range(options.seeds):  # a whole comparison first, then others
-            for mixer in options.mixers:
-                accuracies[mixer].append(accuracy(recipe.replace(mixer=mixer, seed=seed), options.out))
-                print(f"{data}, seed {seed}, {mixer}: {accuracies[mixer][-1]:.2f} %", flush=True)
-        rows += measured(recipe, accuracies)
+    recipes = {name: recipe_of(name, options.epochs) for name in options.data}
+    jobs = [
+        (name, mixer, recipe.replace(mixer=mixer, seed=seed))
+        for name, recipe in recipes.items()
+        for seed in range(options.seeds)  # a whole comparison first, then others
+        for mixer in options.mixers
+    ]
+    accuracies: dict[str, dict[str, list[float]]] = {name: {mixer: [] for mixer in options.mixers} for name in recipes}
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        results = pool.map(accuracy, [recipe for _, _, recipe in jobs], [options.out] * len(jobs))
+        for (name, mixer, recipe), result in zip(jobs, results, strict=True):
+            accuracies[name][mixer].append(result)
+            print(f"{name}, seed {recipe.seed}, {mixer}: {result:.2f} %", flush=True)
+    rows = [row for name, recipe in recipes.items() for row in measured(recipe, accuracies[name])]
     write(rows, options.out)
     print((options.out / "trained.md").read_text())
 
 
+def recipe_of(data: str, epochs: int | None) -> Recipe:
+    """The data's recipe; in fewer epochs, with an average over fewer steps."""
+    recipe = Recipe.load(data)
+    return recipe if epochs is None else recipe.replace(epochs=epochs, ema=0.9)
+
+
 def accuracy(recipe: Recipe, out: Path) -> float:
     """Held-out accuracy in per cent after the last epoch of a run, which is made, or gone on with, or made already."""
+    torch.set_num_threads(1)
     folder = out / f"{recipe.data}-{recipe.epochs}-{recipe.mixer}-{recipe.seed}"
     train(recipe.replace(evaluate_every=recipe.epochs), Settings(folder, resume=True, progress=False))
     return float(logs.read_rows(folder / logs.EPOCHS)[-1]["test/top1"])
