@@ -82,7 +82,7 @@ def make_extension(with_cuda: bool, openmp: bool) -> Extension:
     macros: list[tuple[str, str]] = [("AFFNET_X86_VARIANTS", "1")] if len(cpu_variants()) > 1 else []
     flags = {"cxx": [*CXX_FLAGS, *([OPENMP] if openmp else [])]}
     if with_cuda:
-        sources += (ROOT / "csrc" / "cuda").glob("*.cu")
+        sources += (ROOT / "csrc" / "cuda").rglob("*.cu")
         macros.append(("AFFNET_WITH_CUDA", "1"))
         targets = os.environ["TORCH_CUDA_ARCH_LIST"]
         flags["cxx"] += [f'-DAFFNET_CUDA_VERSION="{torch.version.cuda}"', f'-DAFFNET_CUDA_TARGETS="{targets}"']

@@ -66,17 +66,20 @@ def mixer_eager(
     route = _route(MixerSpec.of(x, w1, activation), backend)
     if route.compiles and (x.requires_grad or w1.requires_grad) and torch.is_grad_enabled():
         route.compile_backward(x, w1, b1, w2, b2)
-    return EXTENSION.mixer_eager(x, w1, b1, w2, b2, sparsity_threshold, activation, backend, route.native)
+    return EXTENSION.mixer_eager(
+        x, w1, b1, w2, b2, sparsity_threshold, activation, backend, route.native, route.native_backward
+    )
 
 
 class _Route:
-    """Which backend calls of a spec go to, and whether their backward is still to be compiled."""
+    """Which backends the passes of a spec's calls go to, and whether the backward is still to be compiled."""
 
     def __init__(self, spec: MixerSpec, backend: str | None) -> None:
-        chosen = select(spec, backend)
+        backward = select(spec, backend, True)
         self._spec = spec
-        self.native = isinstance(chosen, Native)
-        self.compiles = chosen is triton
+        self.native = isinstance(select(spec, backend), Native)
+        self.native_backward = isinstance(backward, Native)
+        self.compiles = backward is triton
 
     def compile_backward(self, x: Tensor, *parameters: Tensor) -> None:
         """Has Triton compile the backward of the first call that autograd records, before its forward runs."""
@@ -138,7 +141,7 @@ def _backward(
     dynamic_threshold: Tensor | None = None,
 ) -> Gradients:
     spec, parameters = MixerSpec.of(x, w1, activation), Parameters(w1, b1, w2, b2)
-    chosen = select(spec, backend)
+    chosen = select(spec, backend, True)
     if x.numel() == 0:
         empty = _empty_gradients(x, parameters, input_grad, parameter_grads)
         return tuple(gradient.zero_() for gradient in empty)  # type: ignore[return-value]

@@ -125,7 +125,7 @@ MIXERS = ("attention", "depthwise", "token-mlp")  # other global mixers
 RIVALS = ("attention-flash", "fft-conv")
 FUSED_NETWORKS = ("fused", "fused-inference", "fused-inference-graph", "fused-channels-last", "fused-compiled")
 RIVAL_NETWORKS = ("with-attention", "with-large-kernel", "with-mlp")  # the same networks with other global mixers
-FORWARD_ONLY = ("clone", "fused-inference", "fused-inference-graph")
+FORWARD_ONLY = ("clone", "planned", "fused-inference", "fused-inference-graph")
 TRAINING_ONLY = ("fused-channels-last",)
 
 CUDA_EXAMPLES = square((128, 32, 64), (256, 16, 64), (320, 8, 64))
@@ -263,6 +263,13 @@ _SUITES = (
         device="cuda",
     ),
     _suite(
+        "paths-cuda",
+        "the ways a call may go on CUDA: Triton, one launch of CUDA C++, cuFFT with a kernel between",
+        ("triton", "cuda", "planned", "clone"),
+        (CUDA_EXAMPLES, _BOTH | {"directions": PASSES[:1], "against": ("provider", "planned")}),
+        device="cuda",
+    ),
+    _suite(
         "compiled-cuda",
         "the mixer against torch.compile",
         ("eager", *FUSED, "compile"),
@@ -289,7 +296,7 @@ _SUITES = (
         "rivals",
         "768 channels at 16, 32 and 64 squared, where the fused FFT convolution of nvSubquadratic is published",
         (*_WITH_CLONE, *RIVALS),
-        (square((768, 16, 8), (768, 32, 8), (768, 64, 8)), _BFLOAT16 | {"blocks": 16}),
+        (square((768, 16, 8), (768, 32, 8), (768, 64, 8)), _BFLOAT16 | {"blocks": 48}),
         device="cuda",
     ),
     _suite("single-cuda", "the nine shipped pairs at batch 1", _ON_CUDA, (_by_worth(1), _BOTH), device="cuda"),

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from affnet_kernels import MixerSpec, available_backends, fused_aff_mixer
-from affnet_kernels.backends import reference, select
+from affnet_kernels.backends import CUDA, reference, select
+from affnet_kernels.backends.native import EXTENSION
 from affnet_kernels.models.token_mixers import attention, depthwise, token_mlp
 from affnet_kernels.spec import Parameters
 from benchmarks import networks
@@ -81,18 +82,34 @@ def fused(backend: str | None) -> Callable[[Case, str], Function]:
     return build
 
 
+def planned(case: Case, device: str) -> Function:
+    """The forward pass of backend "cuda" by cuFFT, where it would otherwise be one launch."""
+    function, extension = fused("cuda")(case, device), EXTENSION
+    if extension is None or CUDA.path(spec_of(case, device), False).name == "planned":
+        raise Unavailable("backend 'cuda' takes this path by itself")
+
+    def forward(x: Tensor, *parameters: Tensor) -> Tensor:
+        extension.set_one_launch(False)
+        try:
+            return function(x, *parameters)
+        finally:
+            extension.set_one_launch(True)
+
+    return forward
+
+
 class Kernel:
     """The chosen backend's kernels called directly: no validation, no dispatcher, no autograd."""
 
     def __init__(self, case: Case, device: str) -> None:
         self._spec = spec_of(case, device)
-        self._backend = select(self._spec, None)
+        self._forward, self._backward = (select(self._spec, None, backward) for backward in (False, True))
 
     def __call__(self, x: Tensor, *parameters: Tensor) -> Tensor:
-        return self._backend.forward(self._spec, x, Parameters(*parameters), THRESHOLD)
+        return self._forward.forward(self._spec, x, Parameters(*parameters), THRESHOLD)
 
     def gradients(self, dy: Tensor, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-        return self._backend.backward(self._spec, dy, x, Parameters(*parameters), THRESHOLD, True, True)
+        return self._backward.backward(self._spec, dy, x, Parameters(*parameters), THRESHOLD, True, True)
 
 
 def compiled(name: str, mode: str | None) -> Callable[[Case, str], Function]:
@@ -201,6 +218,7 @@ PROVIDERS: dict[str, Provider] = {
         _mixer("cpu", "the fused mixer, backend 'cpu'", fused("cpu"), "cpu"),
         _mixer("triton", "the fused mixer, backend 'triton'", fused("triton"), "cuda"),
         _mixer("cuda", "the fused mixer, backend 'cuda'", fused("cuda"), "cuda"),
+        _mixer("planned", "the forward pass of backend 'cuda' by cuFFT, where it would be one launch", planned, "cuda"),
         _mixer("auto", "the fused mixer, the backend that is chosen automatically", fused(None)),
         _mixer("kernel", "the chosen backend's kernels without the public call around them", Kernel),
         _mixer("compile", "torch.compile of eager", compiled("compile", None)),

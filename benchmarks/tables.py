@@ -15,6 +15,7 @@ NAMES = {
     "cpu": "fused (cpu)",
     "triton": "fused (triton)",
     "cuda": "fused (cuda)",
+    "planned": "fused (cuda, by cuFFT)",
     "auto": "fused (automatic)",
     "kernel": "kernel alone",
     "eager": "eager reference",

@@ -80,12 +80,13 @@ class Mixer : public torch::autograd::Function<Mixer> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const at::Tensor& w1,
                             const at::Tensor& b1, const at::Tensor& w2, const at::Tensor& b2, double sparsity_threshold,
-                            const std::string& activation, const std::optional<std::string>& backend, bool native) {
+                            const std::string& activation, const std::optional<std::string>& backend, bool native,
+                            bool native_backward) {
     ctx->save_for_backward({x, w1, b1, w2, b2});
     ctx->saved_data["sparsity_threshold"] = sparsity_threshold;
     ctx->saved_data["activation"] = activation;
     ctx->saved_data["backend"] = backend;
-    ctx->saved_data["native"] = native;
+    ctx->saved_data["native"] = native_backward;
     const at::AutoDispatchBelowADInplaceOrView below;
     return native ? native_forward(x, w1, b1, w2, b2, sparsity_threshold, activation)
                   : mixer_forward(x, w1, b1, w2, b2, sparsity_threshold, activation, backend);
@@ -119,7 +120,8 @@ class Mixer : public torch::autograd::Function<Mixer> {
       return ctx->needs_input_grad(i) ? gradient : at::Tensor();
     };
     return {
-        if_needed(0, dx), if_needed(1, dw1), if_needed(2, db1), if_needed(3, dw2), if_needed(4, db2), {}, {}, {}, {}};
+        if_needed(0, dx), if_needed(1, dw1), if_needed(2, db1), if_needed(3, dw2), if_needed(4, db2), {}, {}, {}, {},
+        {}};
   }
 };
 
@@ -145,12 +147,14 @@ Gradients native_backward(const at::Tensor& dy, const at::Tensor& x, const at::T
 std::optional<at::Tensor> mixer_eager(const at::Tensor& x, const at::Tensor& w1, const at::Tensor& b1,
                                       const at::Tensor& w2, const at::Tensor& b2, double sparsity_threshold,
                                       const std::string& activation, const std::optional<std::string>& backend,
-                                      bool native) {
+                                      bool native, bool native_backward) {
   if (!is_plain({&x, &w1, &b1, &w2, &b2})) return std::nullopt;
   if (!is_valid(x, w1, b1, w2, b2, sparsity_threshold, activation)) return std::nullopt;
   const bool differentiable = at::GradMode::is_enabled() &&
                               !c10::impl::tls_local_dispatch_key_set().excluded_.has_any(c10::autograd_dispatch_keyset);
-  if (differentiable) return Mixer::apply(x, w1, b1, w2, b2, sparsity_threshold, activation, backend, native);
+  if (differentiable) {
+    return Mixer::apply(x, w1, b1, w2, b2, sparsity_threshold, activation, backend, native, native_backward);
+  }
   const at::AutoDispatchBelowADInplaceOrView below;
   return native ? native_forward(x, w1, b1, w2, b2, sparsity_threshold, activation)
                 : mixer_forward(x, w1, b1, w2, b2, sparsity_threshold, activation, backend);

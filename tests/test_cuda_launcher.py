@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from affnet_kernels import fused_aff_mixer
+from affnet_kernels import MixerSpec, fused_aff_mixer
 from affnet_kernels.backends import native
 from tests.helpers import (
     PARAMETERS,
@@ -31,7 +31,7 @@ from tests.helpers import (
 )
 
 RUNTIME = ctypes.CDLL(None)
-COUNTS = ("launches", "skipped", "transforms", "attributes", "capture_queries")
+COUNTS = ("launches", "skipped", "transforms", "attributes", "capture_queries", "fft_plans")
 CLEAN = "races=0 uninitialised=0 out_of_bounds=0 misaligned=0 stuck=0"
 SMALL = [
     name
@@ -53,6 +53,7 @@ def extension() -> Iterator[ModuleType]:
     yield module
     module.set_workspace_bound(bound)
     module.set_tensor_cores(True)
+    module.set_one_launch(True)
     RUNTIME.affnet_findings.restype = ctypes.c_char_p
     assert RUNTIME.affnet_findings().decode().startswith(CLEAN)
 
@@ -75,9 +76,80 @@ def assert_right(shape: Shape, dtype: torch.dtype = torch.float32) -> None:
     assert_gradients(gradients, case)
 
 
+def path(shape: Shape, dtype: torch.dtype = torch.float32, backward: bool = False) -> str:
+    """Which way the launcher should take on the device that the runtime claims to have."""
+    x, w1, *_ = make_inputs(shape, dtype)
+    return native.CUDA.path(MixerSpec.of(x.cuda(), w1.cuda()), backward).name
+
+
+ONE_LAUNCH = ("224 pixels, 7x7", "shipped, D=18", "shipped, D=40", "320 pixels, 10x10", "a wide one")
+MORE_SHAPES = {"a wide one": Shape(2, 24, 8, 16, 2)}
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_shape(name: str) -> None:
     assert_right(SHAPES[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32])
+@pytest.mark.parametrize("name", ONE_LAUNCH)
+def test_one_launch(name: str, dtype: torch.dtype) -> None:
+    """A forward pass is one kernel: no cuFFT plan is made and no transform runs, not even at the first call."""
+    shape = (SHAPES | MORE_SHAPES)[name]
+    assert path(shape, dtype) == "one-launch"
+    native.EXTENSION.clear_plan_cache()  # type: ignore[union-attr]
+    case = make_case(shape, dtype)
+    tensors = [tensor.cuda() for tensor in case.tensors]
+    torch.use_deterministic_algorithms(False)  # else PyTorch fills new tensors, by kernels of its own
+    answers = []
+    with torch.no_grad():
+        first = counted(lambda: answers.append(fused_aff_mixer(*tensors, backend="cuda")))
+        again = counted(lambda: answers.append(fused_aff_mixer(*tensors, backend="cuda")))
+    for y in answers:
+        assert_forward(y, case)
+    assert first | {"attributes": 0} == again
+    assert first["attributes"] <= 1
+    assert again == dict.fromkeys(COUNTS, 0) | {"launches": 1}
+
+
+@pytest.mark.parametrize("name", ["shipped, D=18", "224 pixels, 7x7"])
+def test_one_launch_can_be_switched_off(extension: ModuleType, name: str) -> None:
+    extension.set_one_launch(False)
+    assert path(SHAPES[name]) == "planned"
+    tensors = [tensor.cuda() for tensor in make_inputs(SHAPES[name])]
+    with torch.no_grad():
+        assert counted(lambda: fused_aff_mixer(*tensors, backend="cuda"))["transforms"] == 2
+    assert_right(SHAPES[name])
+
+
+@pytest.mark.parametrize(
+    ("layout", "copies"), [("contiguous", 0), ("misaligned", 0), ("every second row", 1), ("channels-last", 2)]
+)
+def test_one_launch_of_any_layout(layout: str, copies: int) -> None:
+    """Copies that make x contiguous and give y its format are PyTorch's kernels, which this runtime skips."""
+    shape = SHAPES["shipped, D=18"]
+    case = make_case(shape)
+    x, *parameters = (tensor.cuda() for tensor in case.tensors)
+    like = {
+        "contiguous": x,
+        "misaligned": torch.cat([case.tensors[0].new_zeros(1), case.tensors[0].flatten()]).cuda()[1:].view(x.shape),
+        "every second row": torch.as_strided(x, x.shape, (x.stride(0), x.stride(1), 4, 1)),
+        "channels-last": torch.as_strided(x, x.shape, (x.stride(0), 1, 8 * 144, 144)),
+    }[layout]
+    answers = []
+    with torch.no_grad():
+        found = counted(lambda: answers.append(fused_aff_mixer(like, *parameters, backend="cuda")))
+    assert found == dict.fromkeys(COUNTS, 0) | {"launches": 1 + copies, "skipped": copies}
+    assert answers[0].stride() == (like.stride() if layout == "channels-last" else x.stride())
+    if copies == 0:
+        assert_forward(answers[0], case)
+
+
+def test_an_empty_batch_is_no_launch() -> None:
+    tensors = [tensor.cuda() for tensor in make_inputs(SHAPES["shipped, D=18"])]
+    tensors[0] = tensors[0][:0]
+    with torch.no_grad():
+        assert counted(lambda: fused_aff_mixer(*tensors, backend="cuda")) == dict.fromkeys(COUNTS, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -139,6 +211,7 @@ def test_launches(dtype: torch.dtype) -> None:
             "transforms": 2,
             "attributes": 0,
             "capture_queries": 1,
+            "fft_plans": 0,
         }
         assert counted(backward) == {
             "launches": 3 + 2 * conversions,
@@ -146,6 +219,7 @@ def test_launches(dtype: torch.dtype) -> None:
             "transforms": 3,
             "attributes": 0,
             "capture_queries": 1,
+            "fft_plans": 0,
         }
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from affnet_kernels import MixerSpec
-from affnet_kernels.backends import BACKENDS, native, select, triton
-from affnet_kernels.backends.native import Native, missing_target
+from affnet_kernels.backends import BACKENDS, CUDA, explain_choice, native, select, triton
+from affnet_kernels.backends.native import KernelPath, Native, missing_target
 from affnet_kernels.backends.preference import PREFERENCES
 
 GPU = torch.device("cuda")
@@ -31,6 +31,13 @@ class Built:
     def cuda_limits(self) -> dict[str, int]:
         assert native.EXTENSION is not None
         return native.EXTENSION.cuda_limits()
+
+    def cuda_path(self, **facts: Any) -> tuple[str, str]:
+        assert native.EXTENSION is not None
+        return native.EXTENSION.cuda_path(**facts)
+
+    def one_launch(self) -> bool:
+        return True
 
 
 @pytest.fixture
@@ -97,28 +104,91 @@ def test_targets(targets: str, capability: tuple[int, int], runs: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "dtype", "chosen"),
+    ("size", "channels", "forward", "backward", "chosen"),
     [
-        (8, 40, torch.float32, "triton"),
-        (32, 16, torch.bfloat16, "triton"),
-        (32, 64, torch.float32, "triton"),
-        (33, 16, torch.float32, "cuda"),
-        (64, 8, torch.bfloat16, "cuda"),
-        (8, 65, torch.float32, "cuda"),
+        (8, 40, "one-launch", "one-launch", ("cuda", "cuda")),
+        (8, 40, "one-launch", "planned", ("cuda", "triton")),
+        (32, 16, "planned", "planned", ("triton", "triton")),
+        (33, 16, "planned", "planned", ("cuda", "cuda")),
+        (64, 8, "one-launch", "planned", ("cuda", "cuda")),
+        (8, 65, "planned", "planned", ("cuda", "cuda")),
     ],
 )
-def test_the_preferred_backend_is_chosen(
-    monkeypatch: pytest.MonkeyPatch, size: int, channels: int, dtype: torch.dtype, chosen: str
+def test_the_preferred_kernel_is_chosen_for_each_pass(
+    monkeypatch: pytest.MonkeyPatch, size: int, channels: int, forward: str, backward: str, chosen: tuple[str, str]
 ) -> None:
     for backend in BACKENDS:
         monkeypatch.setattr(backend, "unsupported", lambda spec, name=backend.NAME: [] if name != "cpu" else ["no"])
-    assert chosen == select.__wrapped__(spec(size, channels, dtype), None).NAME
+    ways = (KernelPath(forward, ""), KernelPath(backward, "" if backward == "one-launch" else "of a reason"))
+    monkeypatch.setattr(CUDA, "path", lambda spec, is_backward: ways[is_backward])
+    call = spec(size, channels)
+    assert chosen == tuple(select.__wrapped__(call, None, is_backward).NAME for is_backward in (False, True))
+    assert all(select.__wrapped__(call, "triton", is_backward) is triton for is_backward in (False, True))
     monkeypatch.setattr(triton, "unsupported", lambda spec: ["not here"])
-    assert select.__wrapped__(spec(size, channels, dtype), None).NAME == "cuda"
+    assert all(select.__wrapped__(call, None, is_backward).NAME == "cuda" for is_backward in (False, True))
+
+
+def test_the_ways_of_the_cuda_backend_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    for backend in BACKENDS:
+        monkeypatch.setattr(backend, "unsupported", lambda spec, name=backend.NAME: [] if name != "cpu" else ["no"])
+    ways = (KernelPath("one-launch", ""), KernelPath("planned", "no kernel has the size"))
+    monkeypatch.setattr(CUDA, "path", lambda spec, is_backward: ways[is_backward])
+    select.cache_clear()
+    explained = explain_choice(spec(32), None)
+    how = "; forward in one launch; backward planned, with cuFFT, because no kernel has the size"
+    assert explained.chosen == "cuda"
+    assert explained.reasons["cuda"].startswith("runs: it comes first, x is read and y written once")
+    assert explained.reasons["cuda"].endswith(f"; the backward pass goes to triton{how}")
+    assert explained.reasons["triton"] == "can run this call, but cuda is preferred; runs the backward pass"
+    assert explain_choice(spec(32), "cuda").reasons["cuda"] == f"runs: it was asked for by name{how}"
+    assert explain_choice(spec(32), "triton").reasons["cuda"].endswith(f"'triton' was asked for{how}")
+    select.cache_clear()
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("changes", "capability", "why"),
+    [
+        ({}, (9, 0), ""),
+        ({"batch": 0}, (9, 0), ""),
+        ({}, (7, 5), "one launch needs compute capability 8.0, the device has 7.5"),
+        ({"dtype": torch.float64}, (9, 0), "no one-launch kernel takes float64"),
+        (
+            {"height": 33},
+            (9, 0),
+            "no one-launch kernel takes maps of 33 x 32 in blocks of 16 channels and 16 hidden ones",
+        ),
+        (
+            {"hidden_size": 20},
+            (9, 0),
+            "no one-launch kernel takes maps of 32 x 32 in blocks of 16 channels and 20 hidden ones",
+        ),
+        (
+            {"channels": 8 * 40},
+            (8, 6),
+            "one launch would take 271 KiB of shared memory, a CTA of the device has 99",
+        ),
+    ],
+)
+def test_the_way_of_a_call(
+    cuda: Native, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], capability: tuple[int, int], why: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    call = spec(32)._replace(**({"hidden_size": 40} if "channels" in changes else {}), **changes)
+    assert cuda.path(call, False) == ("planned" if why else "one-launch", why)
+
+
+@needs_extension
+def test_one_launch_can_be_switched_off(cuda: Native, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Built, "one_launch", lambda self: False)
+    assert cuda.path(spec(32), False) == ("planned", "one launch is switched off by set_one_launch")
+    assert native.EXTENSION is not None
+    with pytest.raises(ValueError, match="cuda_path: expected float64, float32, float16 or bfloat16, got int8"):
+        native.EXTENSION.cuda_path("int8", 1, 8, 8, 8, 8, 8, 90)
 
 
 def test_every_preference_states_its_basis() -> None:
     for row in PREFERENCES:
         assert row.basis == "predicted" or row.basis.startswith("measured on ")
         assert len(row.why) > 20
-        assert set(row.order) <= ({"cuda", "triton"} if row.device == "cuda" else {row.device})
+        assert set(row.order) <= ({"one-launch", "planned", "triton"} if row.device == "cuda" else {row.device})

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from affnet_kernels.backends import reference, triton
-from affnet_kernels.backends.native import CPU, CUDA, warn_of_missing_extension
+from affnet_kernels.backends.native import CPU, CUDA, KernelPath, warn_of_missing_extension
 from affnet_kernels.backends.preference import preference, rank
 from affnet_kernels.spec import Gradients, MixerSpec, Parameters
 
@@ -51,6 +51,7 @@ BACKENDS: tuple[Backend, ...] = (CPU, triton, CUDA, reference)
 def select(
     spec: MixerSpec,
     requested: str | None,
+    backward: bool = False,  # the pass that is to run
 ) -> Backend:
     """The requested backend, or the first that can run `spec`.
 
@@ -61,7 +62,7 @@ def select(
     if requested is not None and requested not in (names := [backend.NAME for backend in BACKENDS]):
         raise ValueError(f"fused_aff_mixer: expected backend to be None or one of {names}, got {requested!r}")
     candidates = [backend for backend in BACKENDS if requested in (None, backend.NAME)]
-    for backend in sorted(candidates, key=lambda candidate: rank(candidate.NAME, spec)):
+    for backend in sorted(candidates, key=lambda candidate: rank(kernel_of(candidate, spec, backward), spec)):
         if not backend.unsupported(spec):
             if requested is None and backend is reference and spec.device.type in (CPU.NAME, CUDA.NAME):
                 warn_of_missing_extension()
@@ -70,6 +71,27 @@ def select(
         f"fused_aff_mixer: expected a backend that can run this call, got backend={requested!r}, which cannot; "
         f"leave backend=None to let one be chosen\n{as_lines(available_backends(spec))}"
     )
+
+
+def kernel_of(
+    backend: Backend,
+    spec: MixerSpec,
+    backward: bool,
+) -> str:
+    """The kernel of a pass, as preference.py names it."""
+    path = path_of(backend, spec, backward)
+    return path.name if path else backend.NAME
+
+
+def path_of(
+    backend: Backend,
+    spec: MixerSpec,
+    backward: bool,
+) -> KernelPath | None:
+    """Which of its ways a pass takes; None for a backend that has one, or that cannot run the call."""
+    if backend is not CUDA or spec.device.type != CUDA.NAME or CUDA.unsupported(spec):
+        return None
+    return CUDA.path(spec, backward)
 
 
 def available_backends(
@@ -100,24 +122,41 @@ def explain_choice(
     """What `select` does for a call, in words."""
     refusals = available_backends(spec)
     try:
-        chosen = select(spec, requested).NAME
+        chosen, backward = (select(spec, requested, is_backward).NAME for is_backward in (False, True))
     except (NotImplementedError, ValueError):
-        chosen = None
+        chosen = backward = None
     preferred = preference(spec)
 
-    def reason(name: str, why: list[str]) -> str:
+    def reason(backend: Backend, why: list[str]) -> str:
+        name = backend.NAME
         if why:
             return f"cannot run this call: {'; '.join(why)}"
+        ways = paths_in_words(backend, spec)
         if name != chosen:
             other = f"{chosen} is preferred" if requested is None else f"backend={requested!r} was asked for"
-            return f"can run this call, but {other}"
+            also = "; runs the backward pass" if name == backward else ""
+            return f"can run this call, but {other}{also}{ways}"
         if requested is not None:
-            return "runs: it was asked for by name"
-        if preferred.order[:1] == (name,):
-            return f"runs: it comes first, {preferred.why}"
-        return "runs: the backends that come before it cannot"
+            return f"runs: it was asked for by name{ways}"
+        only = "" if backward in (name, None) else f"; the backward pass goes to {backward}"
+        if preferred.order[:1] == (kernel_of(backend, spec, False),):
+            return f"runs: it comes first, {preferred.why}{only}{ways}"
+        return f"runs: the backends that come before it cannot{only}{ways}"
 
-    return Explanation(chosen, {name: reason(name, why) for name, why in refusals.items()})
+    return Explanation(chosen, {backend.NAME: reason(backend, refusals[backend.NAME]) for backend in BACKENDS})
+
+
+def paths_in_words(
+    backend: Backend,
+    spec: MixerSpec,
+) -> str:
+    """Which way each pass goes, and why not the other; empty for a backend that has one way."""
+    said = []
+    for name, backward in (("forward", False), ("backward", True)):
+        path = path_of(backend, spec, backward)
+        if path:
+            said.append(f"; {name} {f'planned, with cuFFT, because {path.why}' if path.why else 'in one launch'}")
+    return "".join(said)
 
 
 def as_lines(

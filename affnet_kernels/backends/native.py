@@ -9,7 +9,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,13 @@ from affnet_kernels.spec import Gradients, MixerSpec, Parameters
 
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps . (in the source folder)"
 SLOWER = "CPU tensors run on the slower reference"
+
+
+class KernelPath(NamedTuple):
+    """Which of its two paths the backend "cuda" takes for a call."""
+
+    name: str  # "one-launch", or "planned": cuFFT, and one kernel for the map between its transforms
+    why: str  # why it is planned; empty for one launch
 
 
 class Native:
@@ -57,6 +64,27 @@ class Native:
                 return [f"expected a CUDA device that PyTorch can use, got {spec.device}: {error}"]
             reasons += missing_target(self._extension.build_info()["cuda_targets"], capability)
         return reasons
+
+    def path(
+        self,
+        spec: MixerSpec,  # that is supported, on a CUDA device
+        backward: bool,
+    ) -> KernelPath:
+        """What csrc/cuda/fused/path.h chooses for a pass of a call."""
+        major, minor = torch.cuda.get_device_capability(spec.device)
+        found = self._extension.cuda_path(
+            dtype=str(spec.dtype).removeprefix("torch."),
+            B=max(spec.batch, 1),
+            H=spec.height,
+            W=spec.width,
+            K=spec.blocks,
+            D=spec.block_size,
+            Dh=spec.hidden_size,
+            capability=10 * major + minor,
+            backward=backward,
+            allowed=self._extension.one_launch(),
+        )
+        return KernelPath(found["path"], found["why"])
 
     def forward(
         self,

@@ -1,4 +1,8 @@
-"""Which backend is tried first, by device and size."""
+"""Which kernel is tried first, by device and size.
+
+The backend "cuda" has two ways, "one-launch" and "planned"; csrc/cuda/fused/path.h says which a call takes. Every other
+backend has one, of its own name.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ class Preference(NamedTuple):
     device: str  # type
     size: float  # H and W up to
     channels: float  # D and Dh up to
-    order: tuple[str, ...]
+    order: tuple[str, ...]  # of kernels
     basis: str  # "measured on <device>", or "predicted"
     why: str
 
@@ -25,17 +29,17 @@ PREFERENCES = (
         "cuda",
         MAX_SIZE,
         MAX_CHANNELS,
-        ("triton", "cuda"),
+        ("one-launch", "triton", "planned"),
         "predicted",
-        "one launch with the spectrum in registers or the L2 cache moves 8 bytes per float32 element, cuFFT 40",
+        "one launch reads x and writes y once, and cuFFT moves five times as much; Triton pads to powers of two",
     ),
     Preference(
         "cuda",
         math.inf,
         math.inf,
-        ("cuda", "triton"),
+        ("one-launch", "planned", "triton"),
         "predicted",
-        "the spectrum of a block does not fit on chip",
+        "Triton's kernels are not for this size",
     ),
     Preference(
         "cpu",
@@ -61,9 +65,9 @@ def preference(
 
 
 def rank(
-    name: str,
+    kernel: str,
     spec: MixerSpec,
 ) -> int:
-    """The sort key that puts the backends `spec` prefers first, in their order, and leaves the others as they stand."""
+    """The sort key that puts the kernels `spec` prefers first, in their order, and leaves the others as they stand."""
     order = preference(spec).order
-    return order.index(name) if name in order else len(order)
+    return order.index(kernel) if kernel in order else len(order)

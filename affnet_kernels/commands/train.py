@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from affnet_kernels.models import MODELS
 from affnet_kernels.models.token_mixers import MIXERS
+from affnet_kernels.training.distributed import joined
 from affnet_kernels.training.engine import RECIPE, Settings, Summary, train
-from affnet_kernels.training.processes import Processes
 from affnet_kernels.training.recipe import Recipe
 from affnet_kernels.training.tasks import TASKS
 
@@ -44,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="FILE", help="a checkpoint to start from")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="any field of the recipe")
     parser.add_argument("--device", default=None, help="cpu or cuda; cuda where there is one")
+    parser.add_argument("--fsdp", action="store_true", help="under torchrun: divide the parameters among the processes")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load data")
     parser.add_argument("--save-every", type=int, default=0, metavar="STEPS", help="checkpoints within an epoch too")
     parser.add_argument("--log-every", type=int, default=10, metavar="STEPS", help="rows of steps.csv")
@@ -61,10 +61,14 @@ def run(options: argparse.Namespace) -> int:
         workers=options.workers,
         progress=not options.quiet,
     )
-    processes = Processes(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    summary = train(recipe, settings, processes)
-    if processes.rank == 0:
-        print(table(summary, options.out))
+    try:
+        with joined(options.device, fsdp=options.fsdp) as processes:
+            summary = train(recipe, settings, processes)
+            if processes.rank == 0:
+                print(table(summary, options.out))
+    except KeyboardInterrupt:
+        print(f"train: interrupted; --resume continues after the last checkpoint in {options.out}", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -1,67 +1,13 @@
-"""Checkpoints of a training run: written completely or not at all, and the previous one kept."""
+"""Files of a training run, which are written completely or not at all."""
 
 from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-
-LAST, PREVIOUS = "last.pt", "previous.pt"
-
-
-class Checkpoints:
-    """The last two checkpoints in a folder.
-
-    A new one is written under another name, brought to the disk, and only then takes the last one's place, which
-    becomes the previous one: at every moment one of the two is complete.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def exist(self) -> bool:
-        """Whether the folder holds a run."""
-        return any((self.folder / name).exists() for name in (LAST, PREVIOUS))
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            OSError: it cannot be written; the earlier ones are as they were.
-        """
-        last = self.folder / LAST
-        written = write_aside(state, last)
-        if last.exists():
-            os.replace(last, self.folder / PREVIOUS)
-        os.replace(written, last)
-        synchronise(self.folder)
-
-    def load(self, say: Callable[[str], None]) -> dict[str, Any] | None:
-        """The last complete checkpoint, None where there is none at all; `say` is told what was passed over.
-
-        Raises:
-            ValueError: there are checkpoints, and none is complete.
-        """
-        faults = []
-        for name in (LAST, PREVIOUS):
-            try:
-                state = read_file(self.folder / name)
-            except FileNotFoundError:
-                faults.append(f"train: expected a checkpoint {self.folder / name}, got none")
-                continue
-            except ValueError as error:
-                faults.append(str(error))
-                continue
-            if faults:
-                say(f"{faults[0]}; {name} takes its place")
-            return state
-        if self.exist():
-            raise ValueError(f"{'; '.join(faults)}; nothing is left to resume from")
-        return None
 
 
 def save_file(state: dict[str, Any], path: Path) -> None:

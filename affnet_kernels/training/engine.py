@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from affnet_kernels.training import logs
-from affnet_kernels.training.checkpoints import Checkpoints, save_file, write_text
+from affnet_kernels.training.checkpoints import save_file, write_text
 from affnet_kernels.training.evaluation import autocast, evaluate, moved
 from affnet_kernels.training.processes import Processes
 from affnet_kernels.training.recipe import Recipe
-from affnet_kernels.training.sampling import Batch, Plan, StepSampler, loader, seed_of
+from affnet_kernels.training.sampling import Batch, Plan, Readable, StepSampler, loader, seed_of
 from affnet_kernels.training.schedule import decayed, rate_factor
+from affnet_kernels.training.sharded import Checkpoints, load_states, states
 from affnet_kernels.training.tasks import task_of
 
 # What a checkpoint keeps of a Trainer beside its network's, optimiser's and average's states.
@@ -88,12 +89,13 @@ class Trainer:
     def __init__(self, recipe: Recipe, settings: Settings, processes: Processes) -> None:
         self.recipe, self.settings, self.processes = recipe, settings, processes
         self.main = processes.rank == 0
-        self.store: Checkpoints = processes.checkpoints(settings.out)
+        self.store = Checkpoints(settings.out, processes)
+        self.resume = settings.resume or processes.restarts > 0
         saved = self._open_folder()
         torch.manual_seed(recipe.seed)
         self.task = task_of(recipe)
-        self.data = self.task.train_data()
-        self.plan = Plan(recipe, len(self.data))  # type: ignore[arg-type]
+        self.data = Readable(self.task.train_data(), recipe.limit, substitute=True)
+        self.plan = Plan(recipe, len(self.data))
         self.sampler = StepSampler(self.plan, processes.rank, processes.world_size)
         network = self.task.model()
         if recipe.weights and saved is None:
@@ -125,14 +127,8 @@ class Trainer:
             self.epochs_table = logs.Table(self.settings.out / logs.EPOCHS, resumed_at)
             self.steps_table = logs.Table(self.settings.out / logs.STEPS, resumed_at)
             self.events = logs.events(self.settings.out, done)
-        batches = loader(
-            self.data,
-            self.sampler,
-            self.task.collate,
-            workers=self.settings.workers,
-            substitute=True,
-            pin_memory=self.processes.device.type == "cuda",
-        )
+        workers, device = self.settings.workers, self.processes.device
+        batches = loader(self.data, self.sampler, self.task.collate, workers=workers, device=device)
         while self.epoch < self.recipe.epochs:
             self._epoch(batches)
         self.progress.close()
@@ -147,6 +143,8 @@ class Trainer:
             save_every = self.settings.save_every
             if save_every and self.step % save_every == 0 and self.step < self.plan.length(self.epoch):
                 self._save()
+        for sentences in self.processes.gather(self.skipped):
+            self._note_skipped(sentences)
         row = self._epoch_row()
         last = self.epoch + 1 == self.recipe.epochs
         if last or (self.epoch + 1) % self.recipe.evaluate_every == 0:
@@ -229,13 +227,13 @@ class Trainer:
                 fault = error
         if (fault := self.processes.gather(fault)[0]) is not None:
             raise fault
-        return self.store.load(self._say) if self.settings.resume else None
+        return self.store.load(self._say) if self.resume else None
 
     def _claim_folder(self) -> None:
         out, recipe_file = self.settings.out, self.settings.out / RECIPE
         out.mkdir(parents=True, exist_ok=True)
         if recipe_file.exists() or self.store.exist():
-            if not self.settings.resume:
+            if not self.resume:
                 raise ValueError(f"train: expected a folder without a run, got {out}; continue it with --resume")
             if recipe_file.exists() and (changed := Recipe.load(recipe_file).differences(self.recipe)):
                 raise ValueError(
@@ -251,12 +249,12 @@ class Trainer:
 
     def _save(self) -> None:
         self.seconds = time.perf_counter() - self.started
-        state = self.processes.states(self.model, self.optimizer, self.average)
+        state = states(self.model, self.optimizer, self.average)
         state |= {name: getattr(self, name) for name in COUNTERS}
         self.store.save(state | {"schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict()})
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.processes.load_states(state, self.model, self.optimizer, self.average)
+        load_states(state, self.model, self.optimizer, self.average)
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         for name in COUNTERS:
@@ -264,11 +262,11 @@ class Trainer:
         self._say(f"train: resumed after step {self._steps_done()} of {self.plan.total} in {self.settings.out}")
 
     def _finish(self) -> Summary:
+        model = self.processes.whole(self.model if self.average is None else self.average.module)
         if self.main:
             logs.draw_curves(self.epochs_table.rows, self.settings.out / CURVES)
             if self.events is not None:
                 self.events.close()
-            model = self.processes.unwrapped(self.model) if self.average is None else self.average.module
             self.task.preview(model.eval(), self.settings.out / PREVIEW)
         return Summary(
             metric=self.task.metric,
@@ -304,7 +302,8 @@ class Trainer:
         for sentence in sentences:
             if sentence not in self.skipped:
                 self.skipped.append(sentence)
-                self.progress.say(f"skipped: {sentence}")
+                if self.main:
+                    self.progress.say(f"skipped: {sentence}")
 
     def _epoch_row(self) -> dict[str, Any]:
         weight = self.sums["weight"] or 1
@@ -313,8 +312,9 @@ class Trainer:
         return {"step": self._steps_done(), "epoch": self.epoch + 1, "rate": rate, **means}
 
     def _evaluate(self) -> dict[str, Any]:
-        model = self.processes.unwrapped(self.model) if self.average is None else self.average.module
-        metrics, skipped = evaluate(self.task, self.recipe, model, self.processes, workers=self.settings.workers)
+        model = self.model if self.average is None else self.average.module
+        whole = self.processes.whole(model)
+        metrics, skipped = evaluate(self.task, self.recipe, whole, self.processes, workers=self.settings.workers)
         self._note_skipped(skipped)
         if metrics[self.task.metric] > self.best:
             self.best, self.best_epoch = metrics[self.task.metric], self.epoch + 1

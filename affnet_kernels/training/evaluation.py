@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from affnet_kernels.training.processes import Processes
 from affnet_kernels.training.recipe import Recipe
-from affnet_kernels.training.sampling import Batch, held_out_batches, loader
+from affnet_kernels.training.sampling import Batch, Readable, held_out_batches, loader
 from affnet_kernels.training.tasks import Task
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,16 +33,14 @@ def evaluate(
         The same in every process.
     """
     processes = processes or Processes()
-    data = task.test_data()
+    data = Readable(task.test_data(), recipe.limit, substitute=False)
     batch_size = max(1, recipe.batch // recipe.accumulate // processes.world_size)
-    count = len(data)  # type: ignore[arg-type]
-    batches = held_out_batches(count, recipe.size, batch_size, processes.rank, processes.world_size)
+    batches = held_out_batches(len(data), recipe.size, batch_size, processes.rank, processes.world_size)
     dtype = next(model.parameters()).dtype
     evaluator, training = task.evaluator(), model.training
     skipped: list[str] = []
     model.eval()
-    pinned = processes.device.type == "cuda"
-    for batch in loader(data, batches, task.collate, workers=workers, substitute=False, pin_memory=pinned):
+    for batch in loader(data, batches, task.collate, workers=workers, device=processes.device):
         if isinstance(batch, Batch):
             images, targets = batch.images.to(processes.device, dtype), moved(batch.targets, processes.device)
             with autocast(recipe, processes.device):

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-from affnet_kernels.training.checkpoints import Checkpoints
 
 
 class Processes:
@@ -19,6 +15,7 @@ class Processes:
 
     rank = 0
     world_size = 1
+    restarts = 0  # how often torchrun has started the processes again: after the first time, the run is resumed
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -34,6 +31,10 @@ class Processes:
     def unwrapped(self, model: nn.Module) -> nn.Module:
         """The model that `wrap` got."""
         return model
+
+    def whole(self, model: nn.Module) -> nn.Module:
+        """A model, wrapped or averaged, as one process can call it alone. Every process asks for it."""
+        return self.unwrapped(model)
 
     def last_part(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of a part of a step: gradients are exchanged in the last part only."""
@@ -54,24 +55,6 @@ class Processes:
         """Scale the gradient of all processes down to an L2 norm of `limit`; the norm it had."""
         return nn.utils.clip_grad_norm_(model.parameters(), limit)
 
-    def states(self, model: nn.Module, optimizer: Optimizer, average: AveragedModel | None) -> dict[str, Any]:
-        """What a checkpoint holds of them, under "network", "optimizer" and "average"."""
-        states = {"network": self.unwrapped(model).state_dict(), "optimizer": optimizer.state_dict()}
-        return states | ({} if average is None else {"average": average.state_dict()})
-
-    def load_states(
-        self, states: dict[str, Any], model: nn.Module, optimizer: Optimizer, average: AveragedModel | None
-    ) -> None:
-        """Put back what `states` returned."""
-        self.unwrapped(model).load_state_dict(states["network"])
-        optimizer.load_state_dict(states["optimizer"])
-        if average is not None:
-            average.load_state_dict(states["average"])
-
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """The whole state dict of a model, wrapped or averaged, on the CPU: for best.pt. Every process calls it."""
         return {key: value.detach().cpu() for key, value in self.unwrapped(model).state_dict().items()}
-
-    def checkpoints(self, folder: Path) -> Checkpoints:
-        """Where the run's checkpoints are kept."""
-        return Checkpoints(folder)

@@ -49,6 +49,7 @@ class Recipe:
         amp: "off", "bf16" or "fp16", the last with a scaled loss.
         ema: decay of the averaged weights, which are evaluated and published; 0 for none.
         label_smoothing: of the cross-entropy.
+        limit: images of the training and of the test data that are used, spread evenly; 0 for all.
         evaluate_every: epochs from one evaluation to the next; the last epoch is always evaluated.
         options: what a task or its data understand beyond that, by name.
 
@@ -81,6 +82,7 @@ class Recipe:
     amp: str = "off"
     ema: float = 0.0
     label_smoothing: float = 0.0
+    limit: int = 0
     evaluate_every: int = 1
     options: dict[str, Option] = field(default_factory=dict)
 
@@ -100,7 +102,7 @@ class Recipe:
         expect(len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas), "to be two in [0, 1)", "betas")
         for name in ("ema", "label_smoothing", "drop_rate", "drop_path_rate"):
             expect(0 <= getattr(self, name) < 1, "in [0, 1)", name)
-        for name in ("rate", "final_rate", "warmup_epochs", "warmup_rate", "weight_decay", "clip"):
+        for name in ("rate", "final_rate", "warmup_epochs", "warmup_rate", "weight_decay", "clip", "limit"):
             expect(getattr(self, name) >= 0, ">= 0", name)
         expect(self.warmup_epochs <= self.epochs, f"<= epochs, {self.epochs}", "warmup_epochs")
 

@@ -115,7 +115,8 @@ class StepSampler(Sampler[list[Draw]]):
         for number, draws in enumerate(self.plan.steps(self.epoch)):
             if number >= self.start:
                 for part in range(parts):
-                    yield share(draws, self.rank * parts + part, self.world_size * parts)
+                    # A part holds the same images for any number of processes, and BatchNorm the same statistics.
+                    yield share(draws, part * self.world_size + self.rank, parts * self.world_size)
 
 
 def share(draws: Sequence[Draw], index: int, count: int) -> list[Draw]:
@@ -130,20 +131,26 @@ def held_out_batches(count: int, size: int, batch: int, rank: int, world_size: i
 
 
 class Readable(Dataset[tuple[Any, list[str]]]):
-    """A data set whose unreadable samples are named instead of raised.
+    """A data set, or an evenly spread part of it, whose unreadable samples are named instead of raised.
 
     Args:
         dataset: raises ValueError or OSError, which name the file, for what it cannot read.
+        limit: samples of it that are used, 0 for all.
         substitute: whether the next readable sample stands in, so that training keeps its batches.
     """
 
-    def __init__(self, dataset: Dataset[Any], substitute: bool) -> None:
+    def __init__(self, dataset: Dataset[Any], limit: int, substitute: bool) -> None:
         self.dataset, self.substitute = dataset, substitute
+        self.total = len(dataset)  # type: ignore[arg-type]
+        self.count = min(self.total, limit or self.total)
+
+    def __len__(self) -> int:
+        return self.count
 
     def __getitem__(self, draw: Draw) -> tuple[Any, list[str]]:
         skipped: list[str] = []
         for offset in range(SUBSTITUTES if self.substitute else 1):
-            index = (draw.index + offset) % len(self.dataset)  # type: ignore[arg-type]
+            index = (draw.index + offset) % self.count * self.total // self.count
             sample, fault = self._read(draw._replace(index=index))
             if fault is None:
                 return sample, skipped
@@ -172,20 +179,19 @@ class Collate:
 
 
 def loader(
-    dataset: Dataset[Any],
+    data: Readable,
     batches: Sampler[list[Draw]] | list[list[Draw]],
     collate: Callable[[list[Any]], tuple[Tensor, Any]],
     *,
     workers: int,
-    substitute: bool,
-    pin_memory: bool,
+    device: torch.device,  # that the batches go to
 ) -> DataLoader[Any]:
     """PyTorch's loader of those batches. Its workers live as long as it does."""
     return DataLoader(
-        Readable(dataset, substitute),
+        data,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=Collate(collate),
         persistent_workers=workers > 0,
-        pin_memory=pin_memory,
+        pin_memory=device.type == "cuda",
     )

@@ -84,10 +84,38 @@ def less_memory(provider: str, shape: tuple[int, int, int], dtype: str, directio
     return measure
 
 
-def most_launches(provider: str, direction: str) -> Measure:
+def most_launches(provider: str, direction: str, largest: int = 1 << 20) -> Measure:
+    """On maps of H and W up to `largest`."""
+
     def measure(rows: Lookup) -> float | None:
         counted = [r for r in rows.rows if (r.suite, r.provider, r.direction) == ("launches", provider, direction)]
+        counted = [r for r in counted if max(r.height, r.width) <= largest]
         return max((row.launches for row in counted if row.device_type == "cuda" and row.launches > 0), default=None)
+
+    return measure
+
+
+def of_clones_rate(provider: str, shape: tuple[int, int, int], dtype: str) -> Measure:
+    """The rate of a forward and backward pass, for the bytes that it must move, over that of a copy."""
+
+    def measure(rows: Lookup) -> float | None:
+        ours, copy = rows.row(shape, dtype, BOTH, (provider,)), rows.row(shape, dtype, FORWARD, ("clone",))
+        return ours.gb_per_s / copy.gb_per_s if ours and copy else None
+
+    return measure
+
+
+def costlier(provider: str, shape: tuple[int, int, int], dtype: str, activation: str, than: str) -> Measure:
+    """The forward time with an activation over that with another."""
+
+    def measure(rows: Lookup) -> float | None:
+        found = {
+            row.activation: row.p50_us
+            for row in rows.rows
+            if (row.suite, row.provider, row.direction, row.dtype) == ("activations-cuda", provider, FORWARD, dtype)
+            and (row.channels, row.height, row.batch) == shape
+        }
+        return found[activation] / found[than] if {activation, than} <= set(found) else None
 
     return measure
 
@@ -145,6 +173,7 @@ def _claims() -> Iterable[Claim]:
     yield from _compared("triton", LARGE, "bfloat16", FORWARD, ("self-attention", ("attention",), 3))
     yield _at_most("triton: launches of a forward pass", 1, "", most_launches("triton", FORWARD))
     yield _at_most("triton: launches of a forward and backward pass", 3, "", most_launches("triton", BOTH))
+    yield from _one_launch()
     for shape in ((128, 64, 16), (64, 128, 16)):
         bounds = ("eager", ("eager",), 3), ("the best compile", COMPILED, 1.5)
         yield from _compared("cuda", shape, "float32", FORWARD, *bounds)
@@ -156,6 +185,31 @@ def _claims() -> Iterable[Claim]:
         yield _at_most(f"{provider}: {what}, nine shipped shapes", 1e-6, "", worst_error("shipped", provider, FORWARD))
     measure = worst_error("inverse-transform", "reference against float64", FORWARD)
     yield _at_most(f"the reference mixer on the device: {what}", 1e-6, "", measure)
+
+
+def _one_launch() -> Iterable[Claim]:
+    """Of the one-launch kernels of CUDA C++. Of two bounds, the first must be met and the second is aimed at."""
+    for dtype, eager, compiled, shares in (("bfloat16", 15, 8, (0.45, 0.65)), ("float32", 10, 6, (0.40, 0.60))):
+        named = _named("cuda", LARGE, dtype, FORWARD)
+        for share in shares:
+            yield Claim(f"{named}: of clone's bandwidth", share, None, "%", of_clone("cuda", LARGE, dtype))
+        bounds = ("eager", ("eager",), eager), ("the best compile", COMPILED, compiled)
+        yield from _compared("cuda", LARGE, dtype, FORWARD, *bounds)
+    for shape, microseconds in ((MIDDLE, 8.0), (SMALL, 6.0)):
+        named = _named("cuda", shape, "bfloat16", FORWARD)
+        yield _at_most(f"{named}: time", microseconds, "us", time_of("cuda", shape, "bfloat16"))
+    named = _named("cuda", LARGE, "bfloat16", BOTH)
+    yield Claim(f"{named}: of clone's rate for its bytes", 0.35, None, "%", of_clones_rate("cuda", LARGE, "bfloat16"))
+    for size in (16, 32, 64):
+        bound = "nvSubquadratic's fused_fft_conv2d", ("fft-conv",), 1.0
+        yield from _compared("cuda", (768, size, 8), "bfloat16", FORWARD, bound)
+    named = _named("cuda", LARGE, "bfloat16", FORWARD)
+    yield _at_most(f"{named}: time with SiLU over ReLU", 1.15, "x", costlier("cuda", LARGE, "bfloat16", "silu", "relu"))
+    for shape in (LARGE, MIDDLE, SMALL):
+        for than, words in (("triton", "Triton"), ("planned", "cuFFT")):
+            for dtype in ("bfloat16", "float32"):
+                yield from _compared("cuda", shape, dtype, FORWARD, (words, (than,), 1.0))
+    yield _at_most("cuda: launches of a forward pass, up to 32x32", 1, "", most_launches("cuda", FORWARD, 32))
 
 
 CLAIMS = tuple(_claims())

@@ -22,7 +22,7 @@ PLAN = (
     Step(
         "device",
         "the device answers; driver, clocks, packages, commit, copy and product rates (cold import)",
-        55,
+        53,
         "device",
     ),
     Step("contact", "one forward and backward pass of each backend that is built, against float64", 45, "contact"),
@@ -37,15 +37,22 @@ PLAN = (
         "suites",
         ("shipped",),
     ),
+    Step(
+        "paths",
+        "the ways a call may go: Triton, one launch of CUDA C++, cuFFT with a kernel between",
+        14,
+        "suites",
+        ("paths-cuda",),
+    ),
     Step("launches", "kernels launched per pass, by the profiler, and the device's time in them", 18, "launches"),
     Step(
         "networks",
         "the networks end to end: forward, training step, latency, other mixers, torch.compile",
-        50,
+        46,
         "suites",
         ("networks-cuda", "networks-mixers-cuda", "networks-compiled-cuda"),
     ),
-    Step("compiled", "against torch.compile in its three forms", 50, "suites", ("compiled-cuda", "autotuned-cuda")),
+    Step("compiled", "against torch.compile in its three forms", 48, "suites", ("compiled-cuda", "autotuned-cuda")),
     Step("tests", "pytest -m gpu, tests of first contact first", 47, "tests"),
     Step("inverse-transform", "whether irfft2 is the two-step inverse on this device", 14, "inverse_transform"),
     Step(

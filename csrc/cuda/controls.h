@@ -16,6 +16,8 @@ int64_t workspace_bound();  // bytes
 void set_workspace_bound(int64_t bytes);
 bool tensor_cores();
 void set_tensor_cores(bool use);
+bool one_launch();
+void set_one_launch(bool use);
 std::string map_kernel_name(int D, int Dh, bool backward);
 
 }  // namespace affnet

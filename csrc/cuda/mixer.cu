@@ -1,4 +1,5 @@
-// The operators on CUDA: cuFFT, one kernel for the spectral map, cuFFT, one chunk of block-images after another.
+// The operators on CUDA: in one launch where fused/path.h says so, else planned: cuFFT, one kernel for the spectral map,
+// cuFFT, one chunk of block-images after another.
 // Nothing here waits for the device. Once a call of the same sizes has made its cuFFT plans, the next can be captured
 // in a graph.
 #include <ATen/ATen.h>
@@ -16,6 +17,8 @@
 
 #include "checks.h"
 #include "controls.h"
+#include "fused/one_launch.h"
+#include "launch.h"
 #include "launch_plan.h"
 #include "spectral_map_mma.cuh"
 #include "spectral_map_vjp.cuh"
@@ -34,28 +37,6 @@ std::atomic<bool> tensor_cores_wanted{true};
 
 bool may_use_tensor_cores(int device) {
   return tensor_cores_wanted && at::cuda::getDeviceProperties(device)->major >= 8;  // 8.0 brought TF32
-}
-
-// A kernel may use more than 48 KiB of shared memory only if its attribute says so. It is set once per kernel and
-// device, because setting it takes as long as a launch.
-void allow_shared_memory(const void* kernel, int bytes) {
-  constexpr int kAlwaysAllowed = 48 * 1024;
-  if (bytes <= kAlwaysAllowed) return;
-  static auto* const mutex = new std::mutex;
-  static auto* const allowed = new std::map<std::pair<const void*, int>, int>;
-  const std::lock_guard lock(*mutex);
-  int& found = (*allowed)[{kernel, c10::cuda::current_device()}];
-  if (found >= bytes) return;
-  C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  found = bytes;
-}
-
-template <typename... Args>
-void launch(void (*kernel)(Args...), int64_t ctas, int threads, int shared_bytes, cudaStream_t stream,
-            const std::type_identity_t<Args>&... args) {
-  allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
-  kernel<<<static_cast<unsigned>(ctas), threads, shared_bytes, stream>>>(args...);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 // One allocation for all of a call's temporary arrays. It may be reused as soon as the call returns, but only for work
@@ -251,11 +232,13 @@ at::Tensor forward(const at::Tensor& x,   // [B, C, H, W]
   const Parameters parameters{w1, b1, w2, b2};
   const Sizes n = check_sizes(name, x, parameters);
   check_limits(name, n);
+  const Activation act = activation_named(name, activation);
   const c10::cuda::CUDAGuard guard(x.device());
+  const Path path = path_of(n, x, false);
+  if (path.one_launch()) return one_launch_forward(n, x, parameters, sparsity_threshold, act, path);
   return with_types(name, x.scalar_type(), [&](auto s, auto t) {
     const CallFacts facts = facts_of<decltype(s)>(n, x.get_device(), false, false);
-    Call<decltype(s), decltype(t)> call(n, x, parameters, sparsity_threshold, activation_named(name, activation), facts,
-                                        true);
+    Call<decltype(s), decltype(t)> call(n, x, parameters, sparsity_threshold, act, facts, true);
     return run_forward(call).contiguous(memory_format_of(x));
   });
 }
@@ -325,6 +308,10 @@ void set_workspace_bound(int64_t bytes) {
 bool tensor_cores() { return tensor_cores_wanted; }
 
 void set_tensor_cores(bool use) { tensor_cores_wanted = use; }
+
+bool one_launch() { return one_launch_wanted; }
+
+void set_one_launch(bool use) { one_launch_wanted = use; }
 
 std::string map_kernel_name(int D, int Dh, bool backward) {
   const Sizes n{1, D, 1, 1, 1, D, Dh};

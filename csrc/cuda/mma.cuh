@@ -34,6 +34,8 @@ struct Split {
 struct Left {
   float hi[4], lo[4];
 
+  AFFNET_DEVICE Left() {}
+
   AFFNET_DEVICE Left(float a0, float a1, float a2, float a3) {
     const Split parts[4] = {Split(a0), Split(a1), Split(a2), Split(a3)};
 #pragma unroll

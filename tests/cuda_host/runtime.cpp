@@ -22,6 +22,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/fused/single_forward.cuh"
 #include "cuda/planes.cuh"
 #include "cuda/spectral_map_vjp_mma.cuh"
 #include "emulated.h"
@@ -37,7 +38,7 @@ bool run_kernels = true;
 emulator::Report report;
 
 struct Counts {
-  int64_t launches, skipped, transforms, attributes, capture_queries;
+  int64_t launches, skipped, transforms, attributes, capture_queries, fft_plans;
 } counts;
 
 // ---- Kernels
@@ -82,7 +83,21 @@ void add_plane_kernels(const std::string& types) {
   add("store_kernel<" + types + ">", &store_kernel<S, T>);
 }
 
+void add_one_launch_kernels() {
+  const auto add_instance = [](const SingleInstance& i, SingleKernel kernel) {
+    add("single_forward_kernel<" + std::to_string(i.H) + ", " + std::to_string(i.W) + ", " + std::to_string(i.quads) +
+            ">",
+        kernel);
+  };
+  [&]<size_t... kIndex>(std::index_sequence<kIndex...>) {
+    (add_instance(kSingleInstances[kIndex], single_forward_kernel<kSingleInstances[kIndex].H, kSingleInstances[kIndex].W,
+                                                                  kSingleInstances[kIndex].quads>),
+     ...);
+  }(std::make_index_sequence<std::size(kSingleInstances)>{});
+}
+
 void add_kernels() {
+  add_one_launch_kernels();
   add_fma_kernels<float>("float");
   add_fma_kernels<double>("double");
   add_mma_kernels();
@@ -338,8 +353,7 @@ cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return +
 
 cufftResult cufftGetVersion(int* version) { return *version = 12000, CUFFT_SUCCESS; }
 cufftResult cufftCreate(cufftHandle* handle) {
-  static int created = 0;
-  return *handle = ++created, CUFFT_SUCCESS;
+  return *handle = static_cast<cufftHandle>(++counts.fft_plans), CUFFT_SUCCESS;
 }
 cufftResult cufftDestroy(cufftHandle handle) { return fft_plans.erase(handle), CUFFT_SUCCESS; }
 cufftResult cufftSetAutoAllocation(cufftHandle, int) { return CUFFT_SUCCESS; }

@@ -90,7 +90,7 @@ class Accuracy:
         except ImportError as error:
             raise needs("Accuracy", "torchmetrics", error) from error
         self.metrics = {
-            f"top{k}": MulticlassAccuracy(classes, top_k=k, average="micro", distributed_available_fn=lambda: False)
+            f"top{k}": MulticlassAccuracy(classes, top_k=k, average="micro", distributed_available_fn=_alone)
             for k in (1, 5)
             if k <= classes
         }
@@ -114,3 +114,8 @@ class Accuracy:
                 first.merge_state(other)
             results[name] = 100 * float(first.compute())
         return results
+
+
+def _alone() -> bool:
+    """Whether torchmetrics should gather by itself; a function with a name, for the pickled metric."""
+    return False

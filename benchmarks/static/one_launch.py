@@ -1,0 +1,248 @@
+"""The one-launch CUDA kernels of the released networks' maps: what their machine code executes, against its bounds."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.static.census import Compiled, Usage, compile_cuda
+from benchmarks.static.costs import Cost
+from benchmarks.static.graph import Graph
+from benchmarks.static.ptxas import CSRC
+from benchmarks.static.sass import functions
+from benchmarks.tables import markdown
+
+FUSED = CSRC / "cuda" / "fused"
+BATCH, BLOCKS, WARP = 64, 8, 32
+CAPABILITIES = (80, 90, 100)
+REGISTERS, THREADS, CTAS, RESERVED = 65536, 2048, 32, 1024  # of a multiprocessor; bytes that a CTA takes beside its own
+SHARED = {80: 164, 89: 100, 90: 228, 100: 228}  # KiB of a multiprocessor
+# Thread instructions that a copy leaves time for, an element: four warps' a clock and 18.56 bytes a clock for each of
+# an H200's multiprocessors.
+FLOOR = {"bfloat16": 27.6, "float16": 27.6, "float32": 55.2}
+
+RELEASED = ((8, 32), (12, 32), (16, 32), (13, 16), (20, 16), (32, 16), (18, 8), (24, 8), (40, 8))  # D, and H = W
+OTHERS = ((8, 28), (12, 28), (16, 28), (13, 14), (20, 14), (32, 14), (18, 7), (24, 7), (40, 7))  # at 224 pixels
+
+
+class Shape(NamedTuple):
+    """A map of one block."""
+
+    size: int  # H = W
+    channels: int  # D
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Count:
+    """One kernel for one shape, compiled for one architecture."""
+
+    shape: Shape
+    arch: int
+    launch: Mapping[str, Any]  # what `_C.cuda_path` says
+    usage: Usage
+    once: Cost  # of a warp, for one iteration of the loop over images, with SiLU
+    relu: Cost
+    unnamed: list[str]  # loops that do not say how often they run
+
+    @property
+    def elements(self) -> int:
+        """That a CTA's warps take together in one iteration."""
+        return self.launch["images"] * self.shape.channels * self.shape.size**2
+
+    @property
+    def warps(self) -> int:
+        return self.launch["threads"] // WARP
+
+    def per_element(self, count: float) -> float:
+        """Of what each warp does once, in threads."""
+        return count * WARP * self.warps / self.elements
+
+    @property
+    def instructions(self) -> float:
+        return self.per_element(self.once.instructions)
+
+    @property
+    def silu_over_relu(self) -> float:
+        return self.once.instructions / self.relu.instructions
+
+    @property
+    def shared_bytes(self) -> float:
+        """Of shared memory an element, without bank conflicts."""
+        return self.once["#shared bytes"] * self.warps / self.elements
+
+    @property
+    def ctas(self) -> int:
+        """On a multiprocessor at once."""
+        registers = -(-self.usage.registers // 8) * 8 * self.launch["threads"]
+        shared = self.launch["shared_bytes"] + self.usage.static_shared + RESERVED
+        return min(CTAS, THREADS // self.launch["threads"], REGISTERS // registers, SHARED[self.arch] * 1024 // shared)
+
+
+def plan(shape: Shape, arch: int, batch: int = BATCH) -> dict[str, Any]:
+    """The path and the launch of a forward call, from csrc/cuda/fused/path.h."""
+    from affnet_kernels.backends.native import EXTENSION
+
+    if EXTENSION is None:
+        raise ValueError("one_launch: expected the compiled extension, which has the launch plan, got none")
+    size, D = shape.size, shape.channels
+    return EXTENSION.cuda_path(shape.dtype, batch, size, size, BLOCKS, D, D, arch)
+
+
+def trips(shape: Shape, launch: Mapping[str, Any]) -> dict[str, float]:
+    """How often a warp runs each loop of the kernel, on the mean over the warps of a CTA."""
+    N, images, warps = shape.size, launch["images"], launch["threads"] // WARP
+    planes = images * math.ceil(shape.channels / 2)
+    items = math.ceil(planes / 4) * 32 if N == 8 else planes * N
+    unit = launch["unit_tiles"]
+
+    def units(frequencies: int, rows: int) -> float:
+        return math.ceil(math.ceil(images * frequencies / rows) / unit) / warps
+
+    return {
+        "transforms": items / launch["threads"],
+        "regular": units(N * ((N - 1) // 2), 16),
+        "special": units((2 - N % 2) * ((N + 1) // 2), 8),
+    }
+
+
+@cache
+def compiled(arch: int) -> tuple[tuple[Compiled, dict[str, Any]], ...]:
+    """Every source of instances, with the blocks of its kernels."""
+    return tuple((found := compile_cuda(source, arch), functions(found.code)) for source in sources())
+
+
+def sources() -> list[Path]:
+    return sorted(FUSED.glob("*.cu"))
+
+
+def kernels(arch: int) -> Iterator[tuple[str, Usage]]:
+    """Every instance, by its mangled name."""
+    for found, _ in compiled(arch):
+        yield from found.usage.items()
+
+
+def template_name(mangled: str) -> str:
+    """`single_forward_kernel<32, 32, 4>` of a mangled name; enumerators are numbers."""
+    found = re.search(r"\d+([a-z_]+_kernel)I((?:L.+?E)+)Ev", mangled)
+    if found is None:
+        raise ValueError(f"one_launch: expected the name of a kernel, got {mangled}")
+    arguments = re.findall(r"L(?:[a-z]|NS_.*?E)(\d+)E", found[2])
+    return f"{found[1]}<{', '.join(arguments)}>"
+
+
+def count(shape: Shape, arch: int) -> Count | None:
+    """None if the shape is not made in one launch on such a device."""
+    launch = plan(shape, arch)
+    if launch["path"] != "one-launch":
+        return None
+    for found, graphs in compiled(arch):
+        for mangled, usage in found.usage.items():
+            if template_name(mangled) == launch["kernel"]:
+                silu, relu = (Graph(graphs[mangled], activation) for activation in ("Silu", "Relu"))
+                often = trips(shape, launch)
+                once = silu.once("images", often)
+                return Count(shape, arch, launch, usage, once, relu.once("images", often), silu.unnamed())
+    raise ValueError(f"one_launch: expected the kernel {launch['kernel']} in {FUSED}, got none")
+
+
+# Thread instructions an element that a forward kernel may execute, by type and H = W; where D is given, for it alone.
+MOST_INSTRUCTIONS: dict[tuple[str, int, int | None], float] = {
+    ("bfloat16", 32, 16): 29,
+    ("float32", 32, 16): 66,
+    ("bfloat16", 16, None): 45,
+}
+MOST_SILU_OVER_RELU = 1.15
+
+
+def bound(shape: Shape) -> float | None:
+    keys = (shape.dtype, shape.size, shape.channels), (shape.dtype, shape.size, None)
+    return next((MOST_INSTRUCTIONS[key] for key in keys if key in MOST_INSTRUCTIONS), None)
+
+
+def faults(found: Count) -> list[str]:
+    faults, most = [], bound(found.shape)
+    if most is not None and found.instructions > most:
+        faults.append(f"{found.instructions:.1f} instructions an element, {most} are allowed")
+    if found.silu_over_relu > MOST_SILU_OVER_RELU:
+        faults.append(
+            f"SiLU takes {found.silu_over_relu:.2f} times ReLU's instructions, {MOST_SILU_OVER_RELU} is allowed"
+        )
+    if found.usage.spill > 0 and found.shape[:2][::-1] in RELEASED:
+        faults.append(f"spills {found.usage.spill} bytes, none is allowed for a released network's map")
+    faults += [f"a loop does not say how often it runs: {line}" for line in found.unnamed]
+    return faults
+
+
+def counts(arch: int, shapes: Iterable[Shape]) -> Iterator[Count]:
+    for shape in shapes:
+        found = count(shape, arch)
+        if found is not None:
+            yield found
+
+
+def shapes(dtypes: Iterable[str] = ("bfloat16", "float16", "float32")) -> list[Shape]:
+    return [Shape(size, D, dtype) for dtype in dtypes for D, size in (*RELEASED, *OTHERS)]
+
+
+KIND_COLUMNS = (
+    "tensor",
+    "float",
+    "half",
+    "convert",
+    "integer",
+    "shared",
+    "global",
+    "special",
+    "exchange",
+    "move",
+    "control",
+)
+
+
+def table(found: Iterable[Count]) -> str:
+    """The figures of each shape, thread instructions an element by kind, against its bound and what a copy leaves."""
+    header = [
+        *("kernel", "arch", "regs", "spill", "KiB", "CTAs", "instr", "bound", "copy", "SiLU/ReLU", "shared B"),
+        *KIND_COLUMNS,
+        "other",
+    ]
+
+    def cells(c: Count) -> list[str]:
+        most = bound(c.shape)
+        kinds = {kind: c.per_element(n) for kind, n in c.once.items() if kind[0] != "#"}
+        other = sum(n for kind, n in kinds.items() if kind not in KIND_COLUMNS)
+        return [
+            f"{c.shape.size}x{c.shape.size} D={c.shape.channels} {c.shape.dtype}",
+            *(str(c.arch), str(c.usage.registers), str(c.usage.spill), f"{c.launch['shared_bytes'] / 1024:.0f}"),
+            *(str(c.ctas), f"{c.instructions:.1f}", "-" if most is None else str(most), str(FLOOR[c.shape.dtype])),
+            *(f"{c.silu_over_relu:.2f}", f"{c.shared_bytes:.1f}"),
+            *(f"{kinds.get(kind, 0):.1f}" for kind in KIND_COLUMNS),
+            f"{other:.1f}",
+        ]
+
+    return markdown(header, map(cells, found))
+
+
+def main() -> int:
+    """The census of every shape; the exit status says whether one is beyond its bounds."""
+    failed = 0
+    for arch in CAPABILITIES:
+        found = list(counts(arch, shapes()))
+        print(table(found), flush=True)
+        for each in found:
+            for fault in faults(each):
+                failed += 1
+                print(f"FAIL: {each.shape}, sm_{arch}: {fault}")
+    print(f"{failed} faults" if failed else "every shape is within its bounds")
+    return failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

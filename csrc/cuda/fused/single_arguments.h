@@ -1,0 +1,24 @@
+// The arguments of the one-launch float32 kernel.
+#pragma once
+
+#include "../../activations.h"
+#include "single_plan.h"
+
+namespace affnet {
+
+struct SingleArguments {
+  const float* x;   // [B, K D, H, W]
+  float* y;         // the same; may not be the same memory
+  const float* w1;  // [2, K, D, D]
+  const float* b1;  // [2, K, D]
+  const float* w2;  // [2, K, D, D]
+  const float* b2;  // [2, K, D]
+  int64_t B, ctas_per_block;
+  int K, D, H, W;
+  int images;            // that a CTA takes at a time
+  PlaneStrides strides;  // read by the instances for any sizes
+  float threshold;
+  Activation activation;
+};
+
+}  // namespace affnet
