@@ -161,13 +161,15 @@ def test_a_file_of_another_origin(tmp_path: Path) -> None:
 
 
 def test_networks_that_are_none(tmp_path: Path) -> None:
-    networks = {"classifier": backbone(num_classes=3), "detector": SSDLite(backbone(), 3), "other": nn.Linear(2, 2)}
-    for name, network in networks.items():
-        torch.save(network.state_dict(), tmp_path / f"{name}.pt")
-        with pytest.raises(
-            ValueError, match=rf"segmenter_from_checkpoint: expected the weights of a DeepLabv3, got .*{name}"
-        ):
-            segmenter_from_checkpoint(tmp_path / f"{name}.pt")
+    for network, kind in (
+        (backbone(num_classes=3), "those of a network for classification"),
+        (SSDLite(backbone(), 3), "those of an SSDLite"),
+        (nn.Linear(2, 2), "the keys weight, bias"),
+    ):
+        torch.save(network.state_dict(), tmp_path / "other.pt")
+        expected = "segmenter_from_checkpoint: expected the weights of a DeepLabv3 on an AFFNet, got "
+        with pytest.raises(ValueError, match=re.escape(f"{expected}{kind} in {tmp_path / 'other.pt'}")):
+            segmenter_from_checkpoint(tmp_path / "other.pt")
     torch.save(
         {"model_state_dict": segmenter().state_dict(), "classes": ["a"], "recipe": {"size": 64}}, tmp_path / "b.pt"
     )
