@@ -215,23 +215,28 @@ AFFNET_DEVICE uint32_t transpose_matrix(uint32_t m) {
 }
 
 // c += a b by a warp on tensor cores: a [16, 16] and b [16, 8] of 16-bit numbers, c [16, 8] float32. Register i of a is
-// the matrix of rows 8 (i % 2) and columns 8 (i / 2); register i of b is the transpose of rows 8 i; c is as in
-// mma_tf32: element i is at row g + 8 (i / 2) and column 2 t + i % 2.
+// the matrix of rows 8 (i % 2) and columns 8 (i / 2); register i of b is the transpose of rows 8 i; c is as in mma_tf32:
+// element i is at row g + 8 (i / 2) and column 2 t + i % 2.
+#define AFFNET_MMA(c, shape, type, a_registers, b_registers, ...)                                                    \
+  do {                                                                                                               \
+    const float c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];                                                          \
+    asm("mma.sync.aligned." shape ".row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, " a_registers ", "           \
+        b_registers ";"                                                                                              \
+        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])                                                             \
+        : "f"(c0), "f"(c1), "f"(c2), "f"(c3), __VA_ARGS__);                                                          \
+  } while (false)
+
 template <Half kFormat>
 AFFNET_DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if __CUDA_ARCH__ < 800
   __trap();
 #else
   if constexpr (kFormat == Half::kFloat16) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    AFFNET_MMA(c, "m16n8k16", "f16", "{%8, %9, %10, %11}", "{%12, %13}, {%4, %5, %6, %7}", "r"(a[0]), "r"(a[1]),
+               "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    AFFNET_MMA(c, "m16n8k16", "bf16", "{%8, %9, %10, %11}", "{%12, %13}, {%4, %5, %6, %7}", "r"(a[0]), "r"(a[1]),
+               "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   }
 #endif
 }
@@ -243,16 +248,14 @@ AFFNET_DEVICE void mma(float (&c)[4], const uint32_t (&a)[2], const uint32_t (&b
   __trap();
 #else
   if constexpr (kFormat == Half::kFloat16) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+    AFFNET_MMA(c, "m16n8k8", "f16", "{%8, %9}", "{%10}, {%4, %5, %6, %7}", "r"(a[0]), "r"(a[1]), "r"(b[0]));
   } else {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+    AFFNET_MMA(c, "m16n8k8", "bf16", "{%8, %9}", "{%10}, {%4, %5, %6, %7}", "r"(a[0]), "r"(a[1]), "r"(b[0]));
   }
 #endif
 }
+
+#undef AFFNET_MMA
 
 // Starts to copy 4, 8 or 16 bytes from global to shared memory; both addresses are multiples of that. The bytes are
 // there for this thread after it has waited for them, for others after the barrier that follows.
