@@ -70,6 +70,38 @@ AFFNET_DEVICE uint32_t fma_pairs(uint32_t a, uint32_t b, uint32_t c) {
   return sum;
 }
 
+// The smaller and the larger numbers; of a number and a NaN, the number.
+AFFNET_DEVICE uint32_t min_pairs(uint32_t a, uint32_t b) {
+  uint32_t smaller;
+  asm("min.f16x2 %0, %1, %2;" : "=r"(smaller) : "r"(a), "r"(b));
+  return smaller;
+}
+
+AFFNET_DEVICE uint32_t max_pairs(uint32_t a, uint32_t b) {
+  uint32_t larger;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+  return larger;
+}
+
+// The product of two complex numbers, (re, im) each: the first product of each part is rounded, then its sum with the
+// second one.
+AFFNET_DEVICE uint32_t multiply_complex(uint32_t a, uint32_t b) {
+  uint32_t product;
+  const uint32_t rotated = __byte_perm(b, 0, 0x1032) ^ 0x8000;  // i b
+  asm("{\n"
+      "  .reg .f16 re, im;\n"
+      "  .reg .b32 a0, a1;\n"
+      "  mov.b32 {re, im}, %1;\n"
+      "  mov.b32 a0, {re, re};\n"
+      "  mov.b32 a1, {im, im};\n"
+      "  mul.f16x2 %0, a0, %2;\n"
+      "  fma.rn.f16x2 %0, a1, %3, %0;\n"
+      "}"
+      : "=&r"(product)
+      : "r"(a), "r"(b), "r"(rotated));
+  return product;
+}
+
 // The larger magnitudes of two pairs. The signs of the result mean nothing, and a NaN may be passed over.
 template <Half kFormat>
 AFFNET_DEVICE uint32_t larger_magnitudes(uint32_t a, uint32_t b) {
@@ -215,15 +247,15 @@ AFFNET_DEVICE uint32_t transpose_matrix(uint32_t m) {
 }
 
 // c += a b by a warp on tensor cores: a [16, 16] and b [16, 8] of 16-bit numbers, c [16, 8] float32. Register i of a is
-// the matrix of rows 8 (i % 2) and columns 8 (i / 2); register i of b is the transpose of rows 8 i; c is as in mma_tf32:
-// element i is at row g + 8 (i / 2) and column 2 t + i % 2.
-#define AFFNET_MMA(c, shape, type, a_registers, b_registers, ...)                                                    \
-  do {                                                                                                               \
-    const float c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];                                                          \
-    asm("mma.sync.aligned." shape ".row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, " a_registers ", "           \
-        b_registers ";"                                                                                              \
-        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])                                                             \
-        : "f"(c0), "f"(c1), "f"(c2), "f"(c3), __VA_ARGS__);                                                          \
+// the matrix of rows 8 (i % 2) and columns 8 (i / 2); register i of b is the transpose of rows 8 i; c is as in
+// mma_tf32: element i is at row g + 8 (i / 2) and column 2 t + i % 2.
+#define AFFNET_MMA(c, shape, type, a_registers, b_registers, ...)                                                      \
+  do {                                                                                                                 \
+    const float c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];                                                            \
+    asm("mma.sync.aligned." shape ".row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, " a_registers ", " b_registers \
+        ";"                                                                                                            \
+        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])                                                               \
+        : "f"(c0), "f"(c1), "f"(c2), "f"(c3), __VA_ARGS__);                                                            \
   } while (false)
 
 template <Half kFormat>

@@ -1,14 +1,15 @@
-// The one-launch kernel for 16-bit tensors on the host emulator; for tests/test_cuda_fused_half.py. A build may name the
-// instances that it compiles: -DAFFNET_HALF_INSTANCES="X(1, 4) X(2, 3)", tiles and quads.
+// The one-launch kernel for 16-bit tensors on the host emulator; for tests/test_cuda_fused_half.py. A build may name
+// the instances that it compiles: -DAFFNET_HALF_INSTANCES="X(1, 4) X(2, 3)", tiles and quads.
 #include <cstring>
 #include <string>
 
 #include "cuda/fused/half_forward.cuh"
 
 #ifndef AFFNET_HALF_INSTANCES
-#define AFFNET_HALF_INSTANCES \
-  X(1, 2) X(1, 3) X(1, 4) X(1, 5) X(1, 6) X(1, 8) X(1, 10) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(2, 6) X(2, 8) X(2, 10) \
-  X(3, 2) X(3, 3) X(3, 4) X(3, 5) X(3, 6)
+#define AFFNET_HALF_INSTANCES                                                                                       \
+  X(1, 2)                                                                                                           \
+  X(1, 3) X(1, 4) X(1, 5) X(1, 6) X(1, 8) X(1, 10) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(2, 6) X(2, 8) X(2, 10) X(3, 2) \
+      X(3, 3) X(3, 4) X(3, 5) X(3, 6)
 #endif
 
 namespace affnet {
@@ -18,8 +19,13 @@ constexpr auto kTable = make_dft_table();
 
 template <Half kFormat>
 auto kernel_of(const HalfPlan& plan) -> void (*)(HalfArguments) {
-#define X(tiles_, quads_) \
-  if (plan.tiles == tiles_ && plan.quads == quads_) return half_forward_kernel<kFormat, tiles_, quads_>;
+#define X(tiles_, quads_)                                                        \
+  if (plan.tiles == tiles_ && plan.quads == quads_) {                            \
+    if constexpr (tiles_ < 3) {                                                  \
+      if (plan.whole) return half_forward_kernel<kFormat, tiles_, quads_, true>; \
+    }                                                                            \
+    return half_forward_kernel<kFormat, tiles_, quads_, false>;                  \
+  }
   AFFNET_HALF_INSTANCES
 #undef X
   return nullptr;
@@ -72,10 +78,15 @@ const char* half_forward(const affnet::HalfFacts* facts, const uint16_t* x, uint
   affnet::emulator::Report report;
   const size_t elements = facts->B * facts->K * facts->D * facts->H * facts->W;
   const size_t weights = 8 * facts->K * facts->D * facts->D, biases = 8 * facts->K * facts->D;
-  report.global = {{x, 2 * elements},  {y, 2 * elements}, {w1, weights}, {b1, biases},
-                   {w2, weights},      {b2, biases},      {affnet::kTable.data(), sizeof(affnet::kTable)}};
-  affnet::emulator::launch(ctas > 0 ? ctas : plan.ctas, plan.threads, plan.shared_bytes, report, [&] { kernel(a); },
-                           count_banks);
+  report.global = {{x, 2 * elements},
+                   {y, 2 * elements},
+                   {w1, weights},
+                   {b1, biases},
+                   {w2, weights},
+                   {b2, biases},
+                   {affnet::kTable.data(), sizeof(affnet::kTable)}};
+  affnet::emulator::launch(
+      ctas > 0 ? ctas : plan.ctas, plan.threads, plan.shared_bytes, report, [&] { kernel(a); }, count_banks);
   return affnet::summary(report);
 }
 }

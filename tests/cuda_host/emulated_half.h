@@ -86,6 +86,19 @@ inline uint32_t multiply_pairs(uint32_t a, uint32_t b) {
   return emulator::each_float16([&](int i) { return of(a, i) * of(b, i); });
 }
 
+inline uint32_t min_pairs(uint32_t a, uint32_t b) {
+  const auto of = emulator::number<Half::kFloat16>;
+  return emulator::each_float16([&](int i) { return std::fmin(of(a, i), of(b, i)); });
+}
+inline uint32_t max_pairs(uint32_t a, uint32_t b) {
+  const auto of = emulator::number<Half::kFloat16>;
+  return emulator::each_float16([&](int i) { return std::fmax(of(a, i), of(b, i)); });
+}
+inline uint32_t multiply_complex(uint32_t a, uint32_t b) {
+  const uint32_t rotated = (b >> 16 | b << 16) ^ 0x8000, re = (a & 0xffff) * 0x10001, im = (a >> 16) * 0x10001;
+  return fma_pairs(im, rotated, multiply_pairs(re, b));
+}
+
 template <Half kFormat>
 uint32_t larger_magnitudes(uint32_t a, uint32_t b) {
   const uint32_t low = std::max(a & 0x7fff, b & 0x7fff), high = std::max(a & 0x7fff0000, b & 0x7fff0000);

@@ -1,10 +1,10 @@
 // The constants of the discrete Fourier transforms by matrix products, packed as the tensor cores' operands, for the
 // lengths that the one-launch kernels take. All of it is computed by the compiler.
 //
-// A transform of length N is a real matrix M of two kinds of rows, orthonormal but for the weights of the half spectrum:
-// row (cos, k) is cos(2 pi k h / N) / sqrt(N), row (sin, k) is sin(2 pi k h / N) / sqrt(N), for 0 <= k < ceil(N / 2). The
-// row (sin, 0), which would be zero, is (-1)^h / sqrt(N), the Nyquist frequency, if N is even. Rows and columns beyond
-// are zero.
+// A transform of length N is a real matrix M of two kinds of rows, orthonormal but for the weights of the half
+// spectrum: row (cos, k) is cos(2 pi k h / N) / sqrt(N), row (sin, k) is sin(2 pi k h / N) / sqrt(N), for 0 <= k <
+// ceil(N / 2). The row (sin, 0), which would be zero, is (-1)^h / sqrt(N), the Nyquist frequency, if N is even. Rows
+// and columns beyond are zero.
 //
 // A row tile of 16 is the cosines of eight k and then the sines of the same, a column tile is 16 values of h.
 #pragma once
@@ -20,8 +20,9 @@ using DftLengths = std::integer_sequence<int, 7, 8, 10, 14, 16, 20, 28, 32, 40>;
 constexpr int dft_tiles(int length) { return (length + 15) / 16; }
 
 // Which operand a section of the table is. `kLeft` has the order of registers of a left operand, `kRight` that of two
-// right operands. The inverse is the transpose of M, times sqrt(2) because an interior frequency stands for two, and as a
-// right operand with negative sines and times 2^8, in the middle of the powers of two that its float16 numbers can take.
+// right operands. As right operands the sines (not the Nyquist row) have the other sign, which saves that of the
+// complex exponential. The inverse is the transpose of M, times sqrt(2) because an interior frequency stands for two;
+// its right operand also times 2^8, in the middle of the powers of two that float16 numbers can take.
 enum class DftSection { kLeftBfloat16, kLeftBfloat16Rest, kLeftFloat16, kRight, kInverseLeft, kInverseRight };
 
 constexpr int kInverseRightExponent = 8;
@@ -39,8 +40,9 @@ constexpr int dft_offset(int length) {
 }
 
 constexpr int dft_table_words() {
-  return []<int... kLengths>(std::integer_sequence<int, kLengths...>) { return (dft_words(kLengths) + ...); }
-  (DftLengths{});
+  return []<int... kLengths>(std::integer_sequence<int, kLengths...>) {
+    return (dft_words(kLengths) + ...);
+  }(DftLengths{});
 }
 
 namespace dft {
@@ -144,12 +146,15 @@ constexpr void fill(std::array<uint32_t, dft_words(kLength)>& words) {
             left[0] |= uint32_t{bfloat16_bits(a)} << 16 * e;
             left[1] |= uint32_t{bfloat16_bits(bfloat16_rest(a))} << 16 * e;
             left[2] |= uint32_t{float16_bits(a)} << 16 * e;
-            right |= uint32_t{float16_bits(b)} << 16 * e;
+            const bool negative = q / 2 == 1 && 8 * i + g > 0;
+            right |= uint32_t{float16_bits(negative ? -b : b)} << 16 * e;
             // Inverse: tile (i, c) is the transpose of M's tile (c, i); rows are positions.
             const double ia = inverse_scale * M.at(c, 2 * t + 8 * (q / 2) + e, 16 * i + g + 8 * (q % 2));
             const double ib = inverse_scale * M.at(i, 2 * t + 8 * (q % 2) + e, 16 * c + g + 8 * (q / 2));
             inverse_left |= uint32_t{float16_bits(ia)} << 16 * e;
-            inverse_right |= uint32_t{float16_bits((q % 2 == 1 ? -ib : ib) * (1 << kInverseRightExponent))} << 16 * e;
+            const bool inverse_negative = q % 2 == 1 && 8 * i + 2 * t + e > 0;
+            const double scaled = ib * (1 << kInverseRightExponent);
+            inverse_right |= uint32_t{float16_bits(inverse_negative ? -scaled : scaled)} << 16 * e;
           }
           const int at = (i * kTiles + c) * kDftTileWords + 4 * lane + q;
           words[at] = left[0], words[kSection + at] = left[1], words[2 * kSection + at] = left[2];
@@ -173,9 +178,7 @@ constexpr void append(std::array<uint32_t, dft_table_words()>& table) {
 
 constexpr std::array<uint32_t, dft_table_words()> make_dft_table() {
   std::array<uint32_t, dft_table_words()> table{};
-  [&]<int... kLengths>(std::integer_sequence<int, kLengths...>) {
-    (dft::append<kLengths>(table), ...);
-  }(DftLengths{});
+  [&]<int... kLengths>(std::integer_sequence<int, kLengths...>) { (dft::append<kLengths>(table), ...); }(DftLengths{});
   return table;
 }
 

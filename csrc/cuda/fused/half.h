@@ -1,6 +1,6 @@
 // How the one-launch kernel for 16-bit tensors runs a call: its instance, threads, shared memory and grid, as a pure
-// function of the call's facts. It includes neither torch nor CUDA; the launcher, the emulated kernel and the tests share
-// it.
+// function of the call's facts. It includes neither torch nor CUDA; the launcher, the emulated kernel and the tests
+// share it.
 //
 // A CTA holds the D planes of one block of one image, a plane in 16-bit numbers, and the spectra that they have:
 //
@@ -33,9 +33,9 @@ struct HalfArguments {
   const uint32_t* height_constants;  // of length H and of length W: the table at dft_offset(length)
   const uint32_t* width_constants;
   int B, K, D, H, W;
-  int granule;     // bytes of a row that are copied at a time: 16, 8, 4 or 2
-  float root;      // sqrt(H W): no frequency of a plane is larger than that times its largest element
-  float spread;    // no intermediate result of the inverse is larger than that times the largest masked frequency
+  int granule;   // bytes of a row that are copied at a time: 16, 8, 4 or 2
+  float root;    // sqrt(H W): no frequency of a plane is larger than that times its largest element
+  float spread;  // no intermediate result of the inverse is larger than that times the largest masked frequency
   float threshold;
   Activation activation;
 };
@@ -50,7 +50,7 @@ struct HalfFacts {
 };
 
 struct HalfPlan {
-  int tiles, quads;  // the instance; 0 if none takes the call
+  int tiles, quads, whole;  // the instance, see half_whole; tiles = 0 if none takes the call
   int threads, shared_bytes, granule;
   int64_t ctas;
 
@@ -59,18 +59,22 @@ struct HalfPlan {
 
 // Where everything is in shared memory, in bytes.
 struct HalfLayout {
-  uint32_t slots, stride;        // of a row of the spectrum; an odd multiple of 16 bytes, so that there are no conflicts
-  uint32_t plane_pitch, plane;   // of a row and of a whole plane of x
+  uint32_t slots, stride;       // of a row of the spectrum; an odd multiple of 16 bytes, so that there are no conflicts
+  uint32_t plane_pitch, plane;  // of a row and of a whole plane of x
   uint32_t x, staging, weights, biases, sums, magnitudes, bytes;
 };
 
 constexpr int kHalfWarpThreads = 32;
-AFFNET_HD constexpr bool half_padded(int tiles, int64_t H, int64_t W) { return H != 16 * tiles || W != 16 * tiles; }
+// Whether the planes fill their tiles: y may then be where x is in shared memory, and rows are copied 16 bytes at a
+// time. 48 x 48 is no length of the table.
+constexpr bool half_whole(int tiles, int64_t H, int64_t W, int granule) {
+  return tiles < 3 && H == 16 * tiles && W == 16 * tiles && granule == 16;
+}
 
 // A weight matrix: for each quad of outputs, a word for each lane and each quad of inputs.
 AFFNET_HD constexpr uint32_t half_weight_bytes(int quads) { return static_cast<uint32_t>(quads * quads * 128); }
 
-AFFNET_HD constexpr HalfLayout half_layout(int tiles, int quads, int D, int warps, bool padded) {
+AFFNET_HD constexpr HalfLayout half_layout(int tiles, int quads, int D, int warps, bool whole) {
   HalfLayout at{};
   at.slots = static_cast<uint32_t>(128 * tiles * tiles + 16 * tiles);
   at.stride = 2 * at.slots + 16;
@@ -78,7 +82,7 @@ AFFNET_HD constexpr HalfLayout half_layout(int tiles, int quads, int D, int warp
   at.plane = at.plane_pitch * static_cast<uint32_t>(16 * tiles);
   at.x = static_cast<uint32_t>(8 * quads) * at.stride;
   at.staging = at.x + static_cast<uint32_t>(D) * at.plane;  // a plane of y for each warp, if x has padding to keep
-  at.weights = at.staging + (padded ? static_cast<uint32_t>(warps) * at.plane : 0);
+  at.weights = at.staging + (whole ? 0 : static_cast<uint32_t>(warps) * at.plane);
   at.biases = at.weights + 2 * half_weight_bytes(quads);
   at.sums = at.biases + static_cast<uint32_t>(2 * quads * 64);
   at.magnitudes = at.sums + static_cast<uint32_t>(quads * 64);
@@ -108,8 +112,8 @@ constexpr int half_granule(int64_t W, int64_t alignment) {
   return granule;
 }
 
-// CTAs: a multiple of K, each with the images that fall to its place. No more than an H100 holds at once, so that weights
-// are loaded once, and no more than keeps their loads equal. The device is not asked.
+// CTAs: a multiple of K, each with the images that fall to its place. No more than an H100 holds at once, so that
+// weights are loaded once, and no more than keeps their loads equal. The device is not asked.
 constexpr int64_t half_grid(int64_t B, int64_t K, int64_t ctas_per_multiprocessor) {
   constexpr int64_t kMultiprocessors = 132;
   const int64_t most = std::max<int64_t>(1, kMultiprocessors * ctas_per_multiprocessor / K);
@@ -122,15 +126,18 @@ constexpr HalfPlan plan_half(const HalfFacts& f) {
   constexpr int64_t kSharedPerMultiprocessor = 227 * 1024, kReserved = 1024;
   HalfPlan plan{};
   const int quads = half_quads(f.D);
-  if (f.B < 1 || f.B > 1 << 30 || f.K < 1 || f.K > 1 << 16 || quads == 0 || f.D != f.Dh || f.alignment % 2 != 0) return plan;
-  if (f.H > 48 || f.W > 48 || dft_offset(static_cast<int>(f.H)) < 0 || dft_offset(static_cast<int>(f.W)) < 0) return plan;
+  if (f.B < 1 || f.B > 1 << 30 || f.K < 1 || f.K > 1 << 16 || quads == 0 || f.D != f.Dh || f.alignment % 2 != 0)
+    return plan;
+  if (f.H > 48 || f.W > 48 || dft_offset(static_cast<int>(f.H)) < 0 || dft_offset(static_cast<int>(f.W)) < 0)
+    return plan;
   const int tiles = dft_tiles(static_cast<int>(std::max(f.H, f.W))), warps = half_warps(tiles, quads);
-  const HalfLayout layout = half_layout(tiles, quads, static_cast<int>(f.D), warps, half_padded(tiles, f.H, f.W));
-  if (layout.bytes > f.shared_bytes) return plan;
+  plan.granule = half_granule(f.W, f.alignment);
+  plan.whole = half_whole(tiles, f.H, f.W, plan.granule);
+  const HalfLayout layout = half_layout(tiles, quads, static_cast<int>(f.D), warps, plan.whole);
+  if (layout.bytes > f.shared_bytes) return HalfPlan{};
   plan.tiles = tiles, plan.quads = quads;
   plan.threads = warps * kHalfWarpThreads;
   plan.shared_bytes = static_cast<int>(layout.bytes);
-  plan.granule = half_granule(f.W, f.alignment);
   const int64_t resident = kSharedPerMultiprocessor / (layout.bytes + kReserved);
   plan.ctas = half_grid(f.B, f.K, std::clamp<int64_t>(resident, 1, half_ctas(tiles, quads)));
   return plan;
@@ -144,8 +151,8 @@ inline void set_half_shape(HalfArguments& a, const HalfFacts& f, const HalfPlan&
   a.height_constants = table + dft_offset(a.H), a.width_constants = table + dft_offset(a.W);
   const auto H = static_cast<double>(f.H);
   a.root = static_cast<float>(std::sqrt(H * static_cast<double>(f.W)));
-  // A combination of two frequencies, then a row of the inverse: sqrt(2 / H) times at most H / 2 - 1 sums of a cosine and
-  // a sine, and two more numbers. One per mille for rounding.
+  // A combination of two frequencies, then a row of the inverse: sqrt(2 / H) times at most H / 2 - 1 sums of a cosine
+  // and a sine, and two more numbers. One per mille for rounding.
   a.spread = static_cast<float>(2 * 1.001 * (H + 1) / std::sqrt(H));
 }
 

@@ -2,8 +2,8 @@
 //
 // A CTA keeps one block and takes images one after another. A warp owns some of the planes: it loads them, transforms
 // them, and later transforms them back and stores them. Only the map between needs all channels of a frequency, so a
-// barrier before it and one after it are all that an image takes. The next image's planes are loaded, asynchronously, as
-// soon as the present one's are stored.
+// barrier before it and one after it are all that an image takes. The next image's planes are loaded, asynchronously,
+// as soon as the present one's are stored.
 //
 // It has not run on a GPU: the host emulator runs it against float64, and the compile check counts its instructions.
 #pragma once
@@ -24,24 +24,24 @@ AFFNET_DEVICE void map_image(const HalfArguments& a, const HalfLayout& at, const
 }
 
 // Zeros in what no plane fills: the padding of x, the spectra and magnitudes of channels beyond D.
-template <int kTiles, int kQuads>
-AFFNET_DEVICE void clear_padding(const HalfArguments& a, const HalfLayout& at, bool padded) {
+template <bool kWhole>
+AFFNET_DEVICE void clear_padding(const HalfArguments& a, const HalfLayout& at) {
   const auto clear = [](uint32_t begin, uint32_t end) {
-    for (uint32_t i = begin + static_cast<uint32_t>(16 * thread_index()); i < end; i += static_cast<uint32_t>(16 * thread_count())) {
+    for (uint32_t i = begin + static_cast<uint32_t>(16 * thread_index()); i < end;
+         i += static_cast<uint32_t>(16 * thread_count())) {
       shared_store(i, Words4{{0, 0, 0, 0}});
     }
   };
-  if (padded) clear(at.x, at.staging);
+  if (!kWhole) clear(at.x, at.staging);
   clear(static_cast<uint32_t>(2 * a.D) * at.stride, at.x);
   clear(at.magnitudes, at.bytes);
 }
 
-template <Half kFormat, int kTiles, int kQuads>
+template <Half kFormat, int kTiles, int kQuads, bool kWhole>
 AFFNET_KERNEL(32 * half_warps(kTiles, kQuads), half_ctas(kTiles, kQuads))
 half_forward_kernel(const HalfArguments a) {
   constexpr int kWarps = half_warps(kTiles, kQuads);
-  const bool padded = half_padded(kTiles, a.H, a.W);
-  const HalfLayout at = half_layout(kTiles, kQuads, a.D, kWarps, padded);
+  const HalfLayout at = half_layout(kTiles, kQuads, a.D, kWarps, kWhole);
   const int warp = thread_index() / 32, lane = thread_index() % 32;
   const int block = static_cast<int>(cta_index() % a.K), groups = static_cast<int>(cta_count() / a.K);
   const int planes = warp < a.D ? (a.D - warp + kWarps - 1) / kWarps : 0;  // of this warp
@@ -50,18 +50,18 @@ half_forward_kernel(const HalfArguments a) {
   const auto place_of = [&](int d) { return at.x + static_cast<uint32_t>(d) * HalfPlanes<kTiles>::kBytes; };
   const auto load_planes = [&](int image) {
     for (int d = warp; d < a.D; d += kWarps) {
-      load_plane<kTiles>(a, granules, !padded, plane_of(image, d), place_of(d));
+      load_plane<kTiles, kWhole>(a, granules, plane_of(image, d), place_of(d));
       copy_async_commit();
     }
   };
 
   int image = static_cast<int>(cta_index() / a.K);
-  if (!padded) load_planes(image);  // which takes longer than what follows
-  clear_padding<kTiles, kQuads>(a, at, padded);
+  if (kWhole) load_planes(image);  // which takes longer than what follows
+  clear_padding<kWhole>(a, at);
   stage_weights<kQuads>(a, at, block, a.activation == Activation::kSilu ? 0.5f : 1.f);
   stage_sums<kQuads>(a, at, block);
   barrier();
-  if (padded) load_planes(image);
+  if (!kWhole) load_planes(image);
   const Norms norms = load_norms<kQuads>(at);
 
 #pragma unroll 1
@@ -86,16 +86,15 @@ half_forward_kernel(const HalfArguments a) {
     for (int d = warp; d < a.D; d += kWarps) {
       const auto most = shared_load<float>(at.magnitudes + static_cast<uint32_t>(4 * d));
       const uint32_t x = place_of(d);
-      const uint32_t y = padded ? at.staging + static_cast<uint32_t>(warp) * HalfPlanes<kTiles>::kBytes : x;
+      const uint32_t y = kWhole ? x : at.staging + static_cast<uint32_t>(warp) * HalfPlanes<kTiles>::kBytes;
       inverse_plane<kFormat, kTiles>(constants, x, y, d, guard.taken_back(most));
       warp_barrier();
-      store_plane<kTiles>(a, granules, !padded, plane_of(image, d), y);
+      store_plane<kTiles, kWhole>(a, granules, plane_of(image, d), y);
       warp_barrier();
-      if (image + groups < a.B) load_plane<kTiles>(a, granules, !padded, plane_of(image + groups, d), x);
+      if (image + groups < a.B) load_plane<kTiles, kWhole>(a, granules, plane_of(image + groups, d), x);
       copy_async_commit();
     }
   }
 }
-
 
 }  // namespace affnet

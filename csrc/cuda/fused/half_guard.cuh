@@ -1,5 +1,5 @@
-// Powers of two that keep every float16 number of the one-launch kernel below 65504, whatever the input, and most of them
-// well above the subnormal range.
+// Powers of two that keep every float16 number of the one-launch kernel below 65504, whatever the input, and most of
+// them well above the subnormal range.
 //
 // With m the largest element of a tile, R1, R2 the largest sums of magnitudes in a row of the stacked real weights and
 // B1, B2 the largest biases,
@@ -10,9 +10,11 @@
 //
 //   2^e_d X_d of channel d,   2^e O1,   2^(e + e_d + f_d) Y_d,
 //
-// with e = e_d = 0 unless root m or the bound of O1 exceeds 60000; only then is the general, slower code of the map taken.
-// The exponents f_d <= 0 are always there: the bound of Y is quadratic in m and pessimistic by 2^10 or so, which float16
-// has room for. They are applied where the mask is multiplied, and taken back by the constants of the inverse transform.
+// with e = e_d = 0 unless the bound of X, O1 or P2 exceeds 60000, or that of Y by far; only then is the general, slower
+// code of the map taken, which has P2 in float32.
+// The exponents f_d <= 0 are always there: the bound of Y is quadratic in m and pessimistic by 2^10 or so, which
+// float16 has room for. They are applied where the mask is multiplied, and taken back by the constants of the inverse
+// transform.
 #pragma once
 
 #include "../device.h"
@@ -39,7 +41,7 @@ struct Norms {
 
 // What the bounds say of one tile.
 struct Guard {
-  bool fast;     // e = 0, and the inverse's constants take f_d back
+  bool fast;  // e = 0, and the inverse's constants take f_d back
   int e;
   float root;
   float masked;  // 2^e spread |Y_d| <= masked m_d
@@ -47,7 +49,7 @@ struct Guard {
   AFFNET_DEVICE Guard(const Norms& norms, float most, float root, float spread) : root(root) {
     const float X = root * most, O1 = norms.r1 * X + norms.b1, M = norms.r2 * O1 + norms.b2;
     masked = 1.4143f * spread * root * M;
-    fast = X <= kHalfMost && O1 <= kHalfMost && masked * most <= kHalfMost * 65000.f;
+    fast = X <= kHalfMost && O1 <= kHalfMost && M <= kHalfMost && masked * most <= kHalfMost * 65000.f;
     e = 0;
     if (!fast) {  // in units of 2^64, so that no bound overflows
       constexpr float kUnit = 0x1p-64f;
@@ -71,7 +73,9 @@ struct Guard {
   }
 
   // 2^-n Y_d is what is stored.
-  AFFNET_DEVICE int taken_back(float most) const { return fast ? reduction(most) : reduction(most) - e - plane(most, root); }
+  AFFNET_DEVICE int taken_back(float most) const {
+    return fast ? reduction(most) : reduction(most) - e - plane(most, root);
+  }
 
   // 2^n v.
   AFFNET_DEVICE static float scaled(float v, int n) { return v * power_of_two(n / 2) * power_of_two(n - n / 2); }

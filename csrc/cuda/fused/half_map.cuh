@@ -1,5 +1,5 @@
-// The mask of the one-launch kernel and its product with the spectrum, in place, by all warps: 16 slots are the rows of a
-// product, channels its columns. As in mma.cuh, the result of one layer is the left operand of the next without any
+// The mask of the one-launch kernel and its product with the spectrum, in place, by all warps: 16 slots are the rows of
+// a product, channels its columns. As in mma.cuh, the result of one layer is the left operand of the next without any
 // exchange: columns 2 t and 2 t + 1 of a quad are the real and the imaginary part of channel t.
 #pragma once
 
@@ -41,7 +41,8 @@ struct HalfWeights {
       const auto two = shared_load<Words2>(at + weight_offset<kQuads>(kFirst, lane));
       word[kFirst] = two.at[0], word[kFirst + 1] = two.at[1];
     }
-    if constexpr (kQuads % 2 == 1) word[kQuads - 1] = shared_load<uint32_t>(at + weight_offset<kQuads>(kQuads - 1, lane));
+    if constexpr (kQuads % 2 == 1)
+      word[kQuads - 1] = shared_load<uint32_t>(at + weight_offset<kQuads>(kQuads - 1, lane));
   }
 };
 
@@ -61,9 +62,9 @@ AFFNET_DEVICE void stage_weights(const HalfArguments& a, const HalfLayout& at, i
     }
     const bool of_imaginary = lane / 4 % 2 == 1;
     const uint32_t word = pack<Half::kFloat16>(of_imaginary ? im : re, of_imaginary ? re : -im);
-    shared_store(at.weights + static_cast<uint32_t>((layer * kQuads + n) * kQuads * 128) +
-                     weight_offset<kQuads>(quad, lane),
-                 word);
+    shared_store(
+        at.weights + static_cast<uint32_t>((layer * kQuads + n) * kQuads * 128) + weight_offset<kQuads>(quad, lane),
+        word);
   }
 #pragma unroll 1
   for (int e = thread_index(); e < 2 * kQuads * 4; e += thread_count()) {
@@ -118,42 +119,81 @@ AFFNET_DEVICE Norms load_norms(const HalfLayout& at) {
           largest_of(at.sums + 2 * kRow, 4 * kQuads), largest_of(at.sums + 3 * kRow, 4 * kQuads)};
 }
 
-// act(v) of an activation known at run time.
-AFFNET_DEVICE float activate_any(Activation activation, float v) {
-  switch (activation) {
-#define AFFNET_CASE(name, enumerator) \
-  case Activation::enumerator:        \
-    return activate<Activation::enumerator>(v);
-    AFFNET_ACTIVATIONS(AFFNET_CASE)
-#undef AFFNET_CASE
-  }
-  return v;
-}
-
-// How the first layer's results become the second one's operand. The general way serves every activation, and tiles that
-// need a common power of two 2^e; SiLU's argument comes halved, because v / (1 + exp(-v)) = u + u tanh(u), u = v / 2.
+// How the first layer's results become the second one's operand. The general way serves every activation, and tiles
+// that need a common power of two 2^e; SiLU's argument comes halved, because v / (1 + exp(-v)) = u + u tanh(u), u = v
+// / 2.
 enum class MapWay { kRelu, kSilu, kGeneral };
 
-// What the map needs besides its operands, of one tile.
+// What the general way needs besides its operands, of one tile.
 struct MapScales {
   Activation activation;
-  float scale, unscale;  // 2^e; 2^-e, twice that for SiLU; general way only
-  float threshold;       // 2^e lambda
+  float scale, unscale;  // 2^e, 2^-e
+  float threshold;       // lambda, times 2^e in the general way
 };
 
-template <MapWay kWay>
-AFFNET_DEVICE uint32_t activated(float first, float second, const MapScales& s) {
-  if constexpr (kWay == MapWay::kRelu) {
-    return pack_relu(first, second);
-  } else if constexpr (kWay == MapWay::kSilu) {
-    return pack<Half::kFloat16>(first + first * tanh_approximate(first), second + second * tanh_approximate(second));
+// act(v) as good as float16 results need it, but for SiLU of 2 v.
+template <Activation kActivation>
+AFFNET_DEVICE float activate_approximately(float v) {
+  if constexpr (kActivation == Activation::kRelu || kActivation == Activation::kIdentity) {
+    return activate<kActivation>(v);
+  } else if constexpr (kActivation == Activation::kSilu) {
+    return v + v * tanh_approximate(v);
+  } else if constexpr (kActivation == Activation::kTanh) {
+    return tanh_approximate(v);
+  } else if constexpr (kActivation == Activation::kGelu) {
+    // erfc(z) = exp(-z^2) (a1 q + ... + a5 q^5) within 1.5e-7, z >= 0 (Abramowitz and Stegun, 7.1.26)
+    const float z = fabsf(v) * 0.70710678f, q = reciprocal_approximate(1.f + 0.3275911f * z);
+    const float polynomial =
+        q * (0.254829592f + q * (-0.284496736f + q * (1.421413741f + q * (-1.453152027f + q * 1.061405429f))));
+    const float tail = 0.5f * polynomial * exp2_approximate(-1.44269504f * z * z);
+    return v < 0 ? v * tail : v - v * tail;
   } else {
-    return pack<Half::kFloat16>(s.scale * activate_any(s.activation, s.unscale * first),
-                                s.scale * activate_any(s.activation, s.unscale * second));
+    static_assert(kNoSuchActivation<kActivation>, "activate_approximately: an activation without a branch here");
   }
 }
 
-AFFNET_DEVICE float shrunk(float v, float threshold) { return v - fminf(fmaxf(v, -threshold), threshold); }
+// The pairs of a result in slots g and g + 8 as the next layer's operand.
+template <MapWay kWay>
+AFFNET_DEVICE void activated(const float (&c)[4], uint32_t (&pairs)[2], const MapScales& s) {
+  if constexpr (kWay == MapWay::kRelu) {
+    pairs[0] = pack_relu(c[0], c[1]), pairs[1] = pack_relu(c[2], c[3]);
+  } else {
+    float v[4];
+    if constexpr (kWay == MapWay::kSilu) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] = activate_approximately<Activation::kSilu>(c[i]);
+    } else {
+      switch (s.activation) {
+#define AFFNET_CASE(name, enumerator)                                                    \
+  case Activation::enumerator:                                                           \
+    for (int i = 0; i < 4; ++i) {                                                        \
+      v[i] = s.scale * activate_approximately<Activation::enumerator>(s.unscale * c[i]); \
+    }                                                                                    \
+    break;
+        AFFNET_ACTIVATIONS(AFFNET_CASE)
+#undef AFFNET_CASE
+      }
+    }
+    pairs[0] = pack<Half::kFloat16>(v[0], v[1]), pairs[1] = pack<Half::kFloat16>(v[2], v[3]);
+  }
+}
+
+// Y = factor shrink(P2) X of one channel and slot, all (re, im). In float16 but for the general way, whose P2 may
+// exceed it.
+template <MapWay kWay>
+AFFNET_DEVICE uint32_t masked(float re, float im, uint32_t X, float factor, float threshold) {
+  if constexpr (kWay == MapWay::kGeneral) {
+    const float m_re = factor * soft_shrink(re, threshold), m_im = factor * soft_shrink(im, threshold);
+    const float x_re = first_of<Half::kFloat16>(X), x_im = second_of<Half::kFloat16>(X);
+    return pack<Half::kFloat16>(m_re * x_re - m_im * x_im, m_re * x_im + m_im * x_re);
+  } else {
+    const uint32_t most = pack<Half::kFloat16>(threshold, threshold);
+    const uint32_t least = pack<Half::kFloat16>(-threshold, -threshold);
+    const uint32_t P2 = pack<Half::kFloat16>(re, im), factors = pack<Half::kFloat16>(factor, factor);
+    const uint32_t M = subtract_pairs(P2, min_pairs(max_pairs(P2, least), most));
+    return multiply_complex(multiply_pairs(M, factors), X);
+  }
+}
 
 // A tile of 16 slots: for each quad the pair (re, im) of channel t in slots g and g + 8.
 template <int kQuads>
@@ -211,23 +251,23 @@ struct SlotTile {
 // Y = M X in all slots, times the powers of two that half_guard.cuh explains.
 template <int kTiles, int kQuads, MapWay kWay>
 AFFNET_DEVICE void map_slots(const HalfArguments& a, const HalfLayout& at, const Guard& guard) {
-  constexpr bool kKeep = kQuads <= 4;        // weights and biases in registers
-  constexpr int kTogether = kKeep ? 1 : 2;   // tiles for which they are loaded
+  constexpr bool kGeneral = kWay == MapWay::kGeneral;
+  constexpr bool kKeep = kQuads <= 4 && !kGeneral;      // weights and biases in registers
+  constexpr int kTogether = kKeep || kGeneral ? 1 : 2;  // tiles for which they are loaded
   constexpr uint32_t kStride = HalfSpectrum<kTiles>::kStride;
   constexpr int kSlotTiles = static_cast<int>(HalfSpectrum<kTiles>::kSlots / 16);
   const int t = thread_index() % 4, warp = thread_index() / 32, warps = thread_count() / 32;
-  const float two = a.activation == Activation::kSilu ? 2.f : 1.f;
-  const MapScales s{a.activation, power_of_two(guard.e), two * power_of_two(-guard.e),
-                    kWay == MapWay::kGeneral ? power_of_two(guard.e) * a.threshold : a.threshold};
-  float reduced[kQuads];          // 2^f_d
-  uint32_t common[kQuads];        // 2^(e - e_d), general way only
+  const MapScales s{a.activation, power_of_two(guard.e), power_of_two(-guard.e),
+                    kGeneral ? power_of_two(guard.e) * a.threshold : a.threshold};
+  float reduced[kQuads];    // 2^f_d
+  uint32_t common[kQuads];  // 2^(e - e_d), general way only
   HalfWeights<kQuads> kept[2][kKeep ? kQuads : 1];
   Float4 biases[2][kKeep ? kQuads : 1];
 #pragma unroll
   for (int n = 0; n < kQuads; ++n) {
     const auto most = shared_load<float>(at.magnitudes + static_cast<uint32_t>(4 * (4 * n + t)));
     reduced[n] = power_of_two(-guard.reduction(most));
-    if constexpr (kWay == MapWay::kGeneral) {
+    if constexpr (kGeneral) {
       const float factor = power_of_two(guard.e - Guard::plane(most, guard.root));
       common[n] = pack<Half::kFloat16>(factor, factor);
     }
@@ -239,9 +279,9 @@ AFFNET_DEVICE void map_slots(const HalfArguments& a, const HalfLayout& at, const
       }
     }
   }
-  const auto begin_sum = [&](float(&c)[4], const Float4& bias) {
+  const auto begin_sum = [&](float (&c)[4], const Float4& bias) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) c[i] = kWay == MapWay::kGeneral ? s.scale * bias.at[i] : bias.at[i];
+    for (int i = 0; i < 4; ++i) c[i] = kGeneral ? s.scale * bias.at[i] : bias.at[i];
   };
 #pragma unroll 1
   for (int first = warp * kTogether; first < kSlotTiles; first += warps * kTogether) {
@@ -250,6 +290,13 @@ AFFNET_DEVICE void map_slots(const HalfArguments& a, const HalfLayout& at, const
     for (int m = 0; m < kTogether; ++m) {
       const int tile = first + m < kSlotTiles ? first + m : first;
       X[m].load(kStride, tile);
+      if constexpr (kGeneral) {
+#pragma unroll
+        for (int q = 0; q < kQuads; ++q) {
+#pragma unroll
+          for (int r = 0; r < 2; ++r) X[m].quad[q][r] = multiply_pairs(X[m].quad[q][r], common[q]);
+        }
+      }
     }
 #pragma unroll
     for (int n = 0; n < kQuads; ++n) {
@@ -265,21 +312,11 @@ AFFNET_DEVICE void map_slots(const HalfArguments& a, const HalfLayout& at, const
       for (int m = 0; m < kTogether; ++m) {
         float c[4];
         begin_sum(c, bias);
-        if constexpr (kWay == MapWay::kGeneral) {
-          SlotTile<kQuads> scaled;
-#pragma unroll
-          for (int q = 0; q < kQuads; ++q) {
-#pragma unroll
-            for (int r = 0; r < 2; ++r) scaled.quad[q][r] = multiply_pairs(X[m].quad[q][r], common[q]);
-          }
-          scaled.multiply(c, w);
-        } else {
-          X[m].multiply(c, w);
-        }
-        O1[m].quad[n][0] = activated<kWay>(c[0], c[1], s);
-        O1[m].quad[n][1] = activated<kWay>(c[2], c[3], s);
+        X[m].multiply(c, w);
+        activated<kWay>(c, O1[m].quad[n], s);
       }
     }
+    if constexpr (kGeneral) X[0].load(kStride, first);  // without the common power of two
 #pragma unroll
     for (int n = 0; n < kQuads; ++n) {
       HalfWeights<kQuads> w;
@@ -297,9 +334,7 @@ AFFNET_DEVICE void map_slots(const HalfArguments& a, const HalfLayout& at, const
         O1[m].multiply(c, w);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          const float re = reduced[n] * shrunk(c[2 * r], s.threshold), im = reduced[n] * shrunk(c[2 * r + 1], s.threshold);
-          const float x_re = first_of<Half::kFloat16>(X[m].quad[n][r]), x_im = second_of<Half::kFloat16>(X[m].quad[n][r]);
-          X[m].quad[n][r] = pack<Half::kFloat16>(re * x_re - im * x_im, re * x_im + im * x_re);
+          X[m].quad[n][r] = masked<kWay>(c[2 * r], c[2 * r + 1], X[m].quad[n][r], reduced[n], s.threshold);
         }
       }
     }

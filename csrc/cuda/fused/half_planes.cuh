@@ -54,13 +54,12 @@ AFFNET_DEVICE void for_granules(const HalfArguments& a, const Granules& lane, F&
 template <int kTiles, typename F>
 AFFNET_DEVICE void for_whole_granules(F&& f) {
   constexpr int kPerRow = 2 * kTiles, kStep = 32 / kPerRow;
-  if constexpr (kTiles < 3) {
-    const int lane = thread_index() % 32;
-    const uint32_t offset = HalfPlanes<kTiles>::offset(lane / kPerRow, lane % kPerRow * 16);
+  static_assert(kStep % 8 == 0, "rows so far apart have their chunks permuted alike");
+  const int lane = thread_index() % 32;
+  const uint32_t offset = HalfPlanes<kTiles>::offset(lane / kPerRow, lane % kPerRow * 16);
 #pragma unroll
-    for (int row = 0; row < HalfPlanes<kTiles>::kRows; row += kStep) {  // a multiple of eight: the same permutation
-      f(16 * lane + row * HalfPlanes<kTiles>::kPitch, offset + static_cast<uint32_t>(row * HalfPlanes<kTiles>::kPitch));
-    }
+  for (int row = 0; row < HalfPlanes<kTiles>::kRows; row += kStep) {
+    f(16 * lane + row * HalfPlanes<kTiles>::kPitch, offset + static_cast<uint32_t>(row * HalfPlanes<kTiles>::kPitch));
   }
 }
 
@@ -77,10 +76,10 @@ AFFNET_DEVICE void load_granules(const HalfArguments& a, const Granules& lane, c
   });
 }
 
-template <int kTiles>
-AFFNET_DEVICE void load_plane(const HalfArguments& a, const Granules& lane, bool whole, int64_t plane, uint32_t to) {
+template <int kTiles, bool kWhole>
+AFFNET_DEVICE void load_plane(const HalfArguments& a, const Granules& lane, int64_t plane, uint32_t to) {
   const auto* from = reinterpret_cast<const unsigned char*>(a.x + plane * a.H * a.W);
-  if (whole) {
+  if constexpr (kWhole) {
     for_whole_granules<kTiles>([&](int at, uint32_t offset) { copy_async<16>(to + offset, from + at); });
   } else if (a.granule == 16) {
     load_granules<kTiles, Words4>(a, lane, from, to);
@@ -101,10 +100,10 @@ AFFNET_DEVICE void store_granules(const HalfArguments& a, const Granules& lane, 
 }
 
 // Copies a plane from shared memory.
-template <int kTiles>
-AFFNET_DEVICE void store_plane(const HalfArguments& a, const Granules& lane, bool whole, int64_t plane, uint32_t from) {
+template <int kTiles, bool kWhole>
+AFFNET_DEVICE void store_plane(const HalfArguments& a, const Granules& lane, int64_t plane, uint32_t from) {
   auto* to = reinterpret_cast<unsigned char*>(a.y + plane * a.H * a.W);
-  if (whole) {
+  if constexpr (kWhole) {
     for_whole_granules<kTiles>(
         [&](int at, uint32_t offset) { global_store(to + at, shared_load<Words4>(from + offset)); });
   } else if (a.granule == 16) {

@@ -2,9 +2,10 @@
 // spectrum, inverse from the masked spectrum to y. Results stay in registers from one product to the next.
 //
 // The forward products give four quadrants, which one lane holds for frequencies (k, w) = (8 i + g, 8 j + 2 t + e):
-// CC (cosine of both), SC (sine of k, cosine of w), CS and SS. Then X[k, w] = CC - SS - i (SC + CS) and
-// X[-k, w] = CC + SS - i (CS - SC). Slot (sin, 0) is the Nyquist frequency, so row k = 0 holds X[0, w] = CC - i CS and
-// X[H/2, w] = SC - i SS, and column w = 0 holds X[+-k, 0] = CC -+ i SC and X[+-k, W/2] = CS -+ i SS.
+// CC (cosine of both), SC (sine of k, cosine of w), CS and SS, the last two with the other sign. Then
+// X[+-k, w] = CC +- SS + i (CS -+ SC). Slot (sin, 0) is the Nyquist frequency, so row k = 0 holds X[0, w] = CC + i CS
+// and X[H/2, w] = SC + i SS. The Nyquist column has its own sign: column w = 0 holds X[+-k, 0] = CC -+ i SC and X[+-k,
+// W/2] = CS -+ i SS.
 #pragma once
 
 #include "half_planes.cuh"
@@ -71,8 +72,8 @@ struct ForwardConstants {
   DftTiles<kTiles> height, rest, width;  // `rest` is what bfloat16 leaves of `height`
 
   AFFNET_DEVICE explicit ForwardConstants(const HalfArguments& a)
-      : height(a.height_constants,
-               kFormat == Half::kBfloat16 ? DftSection::kLeftBfloat16 : DftSection::kLeftFloat16, a.H),
+      : height(a.height_constants, kFormat == Half::kBfloat16 ? DftSection::kLeftBfloat16 : DftSection::kLeftFloat16,
+               a.H),
         rest(a.height_constants, DftSection::kLeftBfloat16Rest, a.H),
         width(a.width_constants, DftSection::kRight, a.W) {}
 };
@@ -87,38 +88,37 @@ AFFNET_DEVICE float largest(const uint32_t (&words)[kCount]) {
   return first_of<kFormat>(warp_max(low > high ? low : high));
 }
 
+// The lower number of `special` if `use`, and the rest of `general`.
+AFFNET_DEVICE uint32_t with_low(uint32_t general, uint32_t special, bool use) {
+  const uint32_t mask = use ? 0xffff : 0;
+  return (special & mask) | (general & ~mask);
+}
+
 // Stores the frequencies of one tile (i, j), whose quadrants are c (CC, then SC) and s (CS, then SS).
 template <int kTiles>
-AFFNET_DEVICE void store_frequencies(float (&c)[4], float (&s)[4], int i, int j, int d) {
+AFFNET_DEVICE void store_frequencies(const float (&c)[4], const float (&s)[4], int i, int j, int d) {
   using Spectrum = HalfSpectrum<kTiles>;
   const int lane = thread_index() % 32, g = lane / 4, t = lane % 4;
-  const bool first_row = i == 0 && g == 0;
-  float plus_re[2], plus_im[2], minus_re[2], minus_im[2];
-#pragma unroll
-  for (int e = 0; e < 2; ++e) {
-    const float CC = c[e], SC = c[2 + e], CS = s[e], SS = s[2 + e];
-    plus_re[e] = first_row ? CC : CC - SS;
-    plus_im[e] = first_row ? -CS : -SC - CS;
-    minus_re[e] = first_row ? SC : CC + SS;
-    minus_im[e] = first_row ? -SS : SC - CS;
-  }
-  if (j == 0 && t == 0) {
-    const float CC = c[0], SC = c[2], CS = s[0], SS = s[2];
-    plus_re[0] = CC, plus_im[0] = first_row ? 0.f : -SC;
-    minus_re[0] = CS, minus_im[0] = first_row ? 0.f : -SS;
-    const uint32_t mirrored = pack<Half::kFloat16>(first_row ? SC : CC, first_row ? 0.f : SC);
-    const uint32_t nyquist = pack<Half::kFloat16>(first_row ? SS : CS, first_row ? 0.f : SS);
-    shared_store(Spectrum::mirrored(d, 0, 0, 8 * i + g), static_cast<uint16_t>(mirrored));
-    shared_store(Spectrum::mirrored(d, 1, 0, 8 * i + g), static_cast<uint16_t>(mirrored >> 16));
-    shared_store(Spectrum::mirrored(d, 0, 1, 8 * i + g), static_cast<uint16_t>(nyquist));
-    shared_store(Spectrum::mirrored(d, 1, 1, 8 * i + g), static_cast<uint16_t>(nyquist >> 16));
-  }
-  const uint32_t m[4] = {
-      pack<Half::kFloat16>(plus_re[0], plus_re[1]),
-      pack<Half::kFloat16>(plus_im[0], plus_im[1]),
-      pack<Half::kFloat16>(minus_re[0], minus_re[1]),
-      pack<Half::kFloat16>(minus_im[0], minus_im[1]),
+  const bool first = i == 0 && g == 0;
+  const uint32_t CC = pack<Half::kFloat16>(c[0], c[1]), SC = pack<Half::kFloat16>(c[2], c[3]);
+  const uint32_t CS = pack<Half::kFloat16>(s[0], s[1]), SS = pack<Half::kFloat16>(s[2], s[3]);
+  uint32_t m[4] = {
+      first ? CC : add_pairs(CC, SS),
+      first ? CS : subtract_pairs(CS, SC),
+      first ? SC : subtract_pairs(CC, SS),
+      first ? SS : add_pairs(CS, SC),
   };
+  if (j == 0 && t == 0) {
+    constexpr uint32_t kLow = 0xffff, kMinus = 0x8000;
+    const uint32_t re[2] = {CC, CS}, im[2] = {SC, SS};
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {  // w = 0 and W / 2, where each corner k = 0 is its own mirror image
+      m[2 * n] = with_low(m[2 * n], re[n], true);
+      m[2 * n + 1] = with_low(m[2 * n + 1], first ? 0 : im[n] ^ kMinus, true);
+      shared_store(Spectrum::mirrored(d, 0, n, 8 * i + g), static_cast<uint16_t>((first ? im[n] : re[n]) & kLow));
+      shared_store(Spectrum::mirrored(d, 1, n, 8 * i + g), static_cast<uint16_t>(first ? 0 : im[n] & kLow));
+    }
+  }
   store_matrices(Spectrum::matrix_row(d, lane, i, j), m);
 }
 
@@ -203,16 +203,10 @@ struct InverseConstants {
   }
 };
 
-// The lower number of `special` if `use`, and the rest of `general`.
-AFFNET_DEVICE uint32_t with_low(uint32_t general, uint32_t special, bool use) {
-  const uint32_t mask = use ? 0xffff : 0;
-  return (special & mask) | (general & ~mask);
-}
-
 // The combinations of a tile's frequencies that belong to the four quadrants, as right operands: pairs of rows k = 2 t,
-// 2 t + 1 of column w = g. Those of the sines of w have the other sign, as have their constants.
+// 2 t + 1 of column w = g.
 struct Combinations {
-  uint32_t cosines[2], sines[2];  // CC and SC, -CS and -SS
+  uint32_t cosines[2], sines[2];  // CC and SC, CS and SS
 };
 
 template <int kTiles>
@@ -237,12 +231,11 @@ AFFNET_DEVICE Combinations combine_frequencies(int i, int j, int d) {
     const uint32_t nyquist_re = shared_load<uint32_t>(Spectrum::mirrored(d, 0, 1, k));
     const uint32_t nyquist_im = shared_load<uint32_t>(Spectrum::mirrored(d, 1, 1, k));
     const bool first = i == 0 && t == 0;  // each of the four at the corners is its own mirror image
-    constexpr uint32_t kHalf = 0x38003800, kMinusHalf = 0xb800b800;
+    constexpr uint32_t kHalf = 0x38003800;
     found.cosines[0] = multiply_pairs(with_low(add_pairs(m[0], mirrored_re), m[0], first), kHalf);
     found.cosines[1] = multiply_pairs(with_low(subtract_pairs(mirrored_im, m[1]), mirrored_re, first), kHalf);
-    found.sines[0] = multiply_pairs(with_low(add_pairs(m[2], nyquist_re), m[2], first), kMinusHalf);
-    const uint32_t minus_nyquist = multiply_pairs(nyquist_re, 0xbc00bc00);
-    found.sines[1] = multiply_pairs(with_low(subtract_pairs(m[3], nyquist_im), minus_nyquist, first), kHalf);
+    found.sines[0] = multiply_pairs(with_low(add_pairs(m[2], nyquist_re), m[2], first), kHalf);
+    found.sines[1] = multiply_pairs(with_low(subtract_pairs(nyquist_im, m[3]), nyquist_re, first), kHalf);
   }
   return found;
 }
