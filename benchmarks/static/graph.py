@@ -10,7 +10,8 @@ the branch that closes a loop in machine code then leads back to that line. Such
 
 Of paths that part and meet again, a warp is taken to go the longest; the count over all blocks, which is more than any
 warp executes, is there too. Code of an activation (a branch `if constexpr (kActivation == Activation::kRelu)`, in any
-file) counts only if it is the one asked for, and a block that begins on a line with the comment `// rare` never runs.
+file, or what a call with the template argument `Activation::kRelu` is inlined to) counts only if it is the one asked
+for, and what is indented below a line with the comment `// rare` never does.
 """
 
 from __future__ import annotations
@@ -25,7 +26,27 @@ from benchmarks.static.sass import Block, Place, source_line
 
 _TRIPS = re.compile(r"//.*\btrips: (\w+)")
 _RARE = re.compile(r"//.*\brare\b")
+_ARGUMENT = re.compile(r"Activation::k(\w+)[,>]")
 _ACTIVATION = re.compile(r"if constexpr \(.*Activation == (?:\w+::)*Activation::k(\w+)\)")
+
+
+def _regions(lines: list[str]) -> dict[int, str]:
+    """The activation, or "rare", of every line that is for it alone; a region ends where the indentation does."""
+    regions: dict[int, str] = {}
+    name, indent = "", 0
+    for number, text in enumerate(lines, 1):
+        depth = len(text) - len(text.lstrip())
+        if name and text.strip() and not text.startswith("#") and depth <= indent:
+            name = ""
+        if found := _ACTIVATION.search(text):
+            name, indent = found[1], depth
+        elif _RARE.search(text):
+            name, indent = "rare", depth
+        elif name:
+            regions[number] = name
+        elif argument := _ARGUMENT.search(text):
+            regions[number] = argument[1]
+    return regions
 
 
 @dataclass
@@ -47,7 +68,7 @@ class Graph:
         activation: str = "",  # as in C++ without its k, "Silu"; empty: count all of them
     ) -> None:
         self._lines: dict[str, list[str]] = {}
-        self._activations: dict[str, dict[int, str]] = {}
+        self._regions: dict[str, dict[int, str]] = {}
         self._activation = activation
         self.blocks = blocks
         self.kept = self._kept()
@@ -74,33 +95,20 @@ class Graph:
         return found
 
     def _excluded(self, block: Block) -> bool:
-        """Whether it never runs with this activation; code of several that is predicated and not jumped over does."""
-        of = self._activations_in(block) if self._activation else set()
-        first = block.instructions[0]
-        rare = first.certain and _RARE.search(source_line(first.places[0], self._lines)) is not None
-        return rare or bool(of and self._activation not in of)
+        """Whether it never runs; code of several activations that is predicated and not jumped over does."""
+        of = self._regions_of(block)
+        return "rare" in of or bool(self._activation and of and self._activation not in of)
 
-    def _activations_in(self, block: Block) -> set[str]:
+    def _regions_of(self, block: Block) -> set[str]:
+        """The activations that it is for, and "rare"."""
         surely = (code for code in block.instructions if code.certain and not code.guarded)
-        return {self._activation_at(place) for code in surely for place in code.places} - {""}
+        return {self._region_at(place) for code in surely for place in code.places} - {""}
 
-    def _activation_at(self, place: Place) -> str:
-        """The activation whose branch a line is in."""
-        if place.file not in self._activations:
+    def _region_at(self, place: Place) -> str:
+        if place.file not in self._regions:
             source_line(place, self._lines)
-            regions: dict[int, str] = {}
-            name, indent = "", 0
-            for number, text in enumerate(self._lines[place.file], 1):
-                found = _ACTIVATION.search(text)
-                code = text.strip() and not text.startswith("#")
-                if name and code and len(text) - len(text.lstrip()) <= indent:
-                    name = ""
-                if found:
-                    name, indent = found[1], len(text) - len(text.lstrip())
-                elif name:
-                    regions[number] = name
-            self._activations[place.file] = regions
-        return self._activations[place.file].get(place.line, "")
+            self._regions[place.file] = _regions(self._lines[place.file])
+        return self._regions[place.file].get(place.line, "")
 
     def successors(self, i: int) -> list[int]:
         return [s for s in self.blocks[i].successors if s in self.kept]
@@ -203,7 +211,7 @@ class Graph:
     def _cost_of(self, block: Block) -> Cost:
         """Its instructions; those of a block with the wanted activation count as "#own", which draws paths to it."""
         cost = Cost.of(block.instructions)
-        if self._activation and self._activation in self._activations_in(block):
+        if self._activation and self._activation in self._regions_of(block):
             cost["#own"] = len(block.instructions)
         return cost
 
