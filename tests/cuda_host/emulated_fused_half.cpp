@@ -3,14 +3,7 @@
 #include <cstring>
 #include <string>
 
-#include "cuda/fused/half_forward.cuh"
-
-#ifndef AFFNET_HALF_INSTANCES
-#define AFFNET_HALF_INSTANCES                                                                                       \
-  X(1, 2)                                                                                                           \
-  X(1, 3) X(1, 4) X(1, 5) X(1, 6) X(1, 8) X(1, 10) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(2, 6) X(2, 8) X(2, 10) X(3, 2) \
-      X(3, 3) X(3, 4) X(3, 5) X(3, 6)
-#endif
+#include "cuda/fused/half_instances.cuh"
 
 namespace affnet {
 namespace {
@@ -18,17 +11,10 @@ namespace {
 constexpr auto kTable = make_dft_table();
 
 template <Half kFormat>
-auto kernel_of(const HalfPlan& plan) -> void (*)(HalfArguments) {
-#define X(tiles_, quads_)                                                        \
-  if (plan.tiles == tiles_ && plan.quads == quads_) {                            \
-    if constexpr (tiles_ < 3) {                                                  \
-      if (plan.whole) return half_forward_kernel<kFormat, tiles_, quads_, true>; \
-    }                                                                            \
-    return half_forward_kernel<kFormat, tiles_, quads_, false>;                  \
-  }
-  AFFNET_HALF_INSTANCES
-#undef X
-  return nullptr;
+HalfKernel kernel_of(const HalfPlan& plan) {
+  const auto found = {half_kernel_of<kFormat, 1>(plan), half_kernel_of<kFormat, 2>(plan),
+                      half_kernel_of<kFormat, 3>(plan)};
+  return plan.tiles == 0 ? nullptr : *(found.begin() + plan.tiles - 1);
 }
 
 const char* summary(const emulator::Report& report) {

@@ -97,12 +97,32 @@ AFFNET_HD constexpr int half_ctas(int tiles, int quads) {
   return tiles == 1 ? (quads <= 5 ? 4 : 3) : tiles == 2 ? (quads <= 4 ? 3 : quads <= 6 ? 2 : 1) : 1;
 }
 
-// The compiled numbers of quads; 28 and 36 channels, of no released network, run as 32 and 40.
-constexpr int half_quads(int64_t D) {
-  for (const int quads : {2, 3, 4, 5, 6, 8, 10}) {
-    if (D <= 4 * quads) return D > 4 ? quads : 0;
-  }
-  return 0;
+// The compiled numbers of quads; 28 and 36 channels, of no released network, run as 32 and 40. With three tiles more
+// than six quads would take more shared memory than any device has. -D may shorten the lists, as tests do.
+#ifndef AFFNET_HALF_QUADS
+#define AFFNET_HALF_QUADS 2, 3, 4, 5, 6, 8, 10
+#define AFFNET_HALF_QUADS_3 2, 3, 4, 5, 6
+#endif
+template <int kTiles>
+struct HalfQuadsOf {
+  using Type = std::integer_sequence<int, AFFNET_HALF_QUADS>;
+};
+template <>
+struct HalfQuadsOf<3> {
+  using Type = std::integer_sequence<int, AFFNET_HALF_QUADS_3>;
+};
+template <int kTiles>
+using HalfQuads = typename HalfQuadsOf<kTiles>::Type;
+
+template <int... kQuads>
+constexpr int half_quads(int64_t D, std::integer_sequence<int, kQuads...>) {
+  int found = 0;
+  ((found = found == 0 && D <= 4 * kQuads ? kQuads : found), ...);
+  return D > 4 ? found : 0;
+}
+
+constexpr int half_quads(int64_t D, int tiles) {
+  return tiles == 3 ? half_quads(D, HalfQuads<3>{}) : half_quads(D, HalfQuads<2>{});
 }
 
 // The largest number of bytes, 2 to 16, that divides a row and the alignment.
@@ -125,12 +145,12 @@ constexpr int64_t half_grid(int64_t B, int64_t K, int64_t ctas_per_multiprocesso
 constexpr HalfPlan plan_half(const HalfFacts& f) {
   constexpr int64_t kSharedPerMultiprocessor = 227 * 1024, kReserved = 1024;
   HalfPlan plan{};
-  const int quads = half_quads(f.D);
-  if (f.B < 1 || f.B > 1 << 30 || f.K < 1 || f.K > 1 << 16 || quads == 0 || f.D != f.Dh || f.alignment % 2 != 0)
-    return plan;
+  if (f.B < 1 || f.B > 1 << 30 || f.K < 1 || f.K > 1 << 16 || f.D != f.Dh || f.alignment % 2 != 0) return plan;
   if (f.H > 48 || f.W > 48 || dft_offset(static_cast<int>(f.H)) < 0 || dft_offset(static_cast<int>(f.W)) < 0)
     return plan;
-  const int tiles = dft_tiles(static_cast<int>(std::max(f.H, f.W))), warps = half_warps(tiles, quads);
+  const int tiles = dft_tiles(static_cast<int>(std::max(f.H, f.W)));
+  const int quads = half_quads(f.D, tiles), warps = half_warps(tiles, quads);
+  if (quads == 0) return plan;
   plan.granule = half_granule(f.W, f.alignment);
   plan.whole = half_whole(tiles, f.H, f.W, plan.granule);
   const HalfLayout layout = half_layout(tiles, quads, static_cast<int>(f.D), warps, plan.whole);

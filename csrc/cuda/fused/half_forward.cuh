@@ -14,12 +14,12 @@ namespace affnet {
 
 template <Half kFormat, int kTiles, int kQuads>
 AFFNET_DEVICE void map_image(const HalfArguments& a, const HalfLayout& at, const Guard& guard) {
-  if (guard.fast && a.activation == Activation::kRelu) {
-    map_slots<kTiles, kQuads, MapWay::kRelu>(a, at, guard);
-  } else if (guard.fast && a.activation == Activation::kSilu) {
-    map_slots<kTiles, kQuads, MapWay::kSilu>(a, at, guard);
+  if (!guard.fast || (a.activation != Activation::kRelu && a.activation != Activation::kSilu)) {
+    map_slots<kTiles, kQuads, Activation::kIdentity, true>(a, at, guard);
+  } else if (a.activation == Activation::kRelu) {
+    map_slots<kTiles, kQuads, Activation::kRelu, false>(a, at, guard);
   } else {
-    map_slots<kTiles, kQuads, MapWay::kGeneral>(a, at, guard);
+    map_slots<kTiles, kQuads, Activation::kSilu, false>(a, at, guard);
   }
 }
 
@@ -65,12 +65,12 @@ half_forward_kernel(const HalfArguments a) {
   const Norms norms = load_norms<kQuads>(at);
 
 #pragma unroll 1
-  for (; image < a.B; image += groups) {
+  for (; image < a.B; image += groups) {  // trips: images
     {
       const ForwardConstants<kFormat, kTiles> constants(a);
       int pending = planes - 1;
 #pragma unroll 1
-      for (int d = warp; d < a.D; d += kWarps, --pending) {
+      for (int d = warp; d < a.D; d += kWarps, --pending) {  // trips: planes
         wait_for_plane(pending);
         warp_barrier();
         const float most = transform_plane<kFormat, kTiles>(constants, place_of(d), d, a.root);
@@ -83,7 +83,7 @@ half_forward_kernel(const HalfArguments a) {
     barrier();
     InverseConstants<kTiles> constants(a);
 #pragma unroll 1
-    for (int d = warp; d < a.D; d += kWarps) {
+    for (int d = warp; d < a.D; d += kWarps) {  // trips: planes
       const auto most = shared_load<float>(at.magnitudes + static_cast<uint32_t>(4 * d));
       const uint32_t x = place_of(d);
       const uint32_t y = kWhole ? x : at.staging + static_cast<uint32_t>(warp) * HalfPlanes<kTiles>::kBytes;

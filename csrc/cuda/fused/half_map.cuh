@@ -119,10 +119,9 @@ AFFNET_DEVICE Norms load_norms(const HalfLayout& at) {
           largest_of(at.sums + 2 * kRow, 4 * kQuads), largest_of(at.sums + 3 * kRow, 4 * kQuads)};
 }
 
-// How the first layer's results become the second one's operand. The general way serves every activation, and tiles
-// that need a common power of two 2^e; SiLU's argument comes halved, because v / (1 + exp(-v)) = u + u tanh(u), u = v
-// / 2.
-enum class MapWay { kRelu, kSilu, kGeneral };
+// How the first layer's results become the second one's operand: quickly, for ReLU and SiLU of tiles that need no
+// common power of two 2^e, or in a general way, for all. SiLU's argument comes halved: v / (1 + exp(-v)) = u + u
+// tanh(u) with u = v / 2.
 
 // What the general way needs besides its operands, of one tile.
 struct MapScales {
@@ -153,36 +152,37 @@ AFFNET_DEVICE float activate_approximately(float v) {
 }
 
 // The pairs of a result in slots g and g + 8 as the next layer's operand.
-template <MapWay kWay>
+template <Activation kActivation, bool kGeneral>
 AFFNET_DEVICE void activated(const float (&c)[4], uint32_t (&pairs)[2], const MapScales& s) {
-  if constexpr (kWay == MapWay::kRelu) {
-    pairs[0] = pack_relu(c[0], c[1]), pairs[1] = pack_relu(c[2], c[3]);
-  } else {
-    float v[4];
-    if constexpr (kWay == MapWay::kSilu) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) v[i] = activate_approximately<Activation::kSilu>(c[i]);
-    } else {
-      switch (s.activation) {
+  float v[4];
+  if constexpr (kGeneral) {
+    switch (s.activation) {
 #define AFFNET_CASE(name, enumerator)                                                    \
   case Activation::enumerator:                                                           \
     for (int i = 0; i < 4; ++i) {                                                        \
       v[i] = s.scale * activate_approximately<Activation::enumerator>(s.unscale * c[i]); \
     }                                                                                    \
     break;
-        AFFNET_ACTIVATIONS(AFFNET_CASE)
+      AFFNET_ACTIVATIONS(AFFNET_CASE)
 #undef AFFNET_CASE
-      }
     }
-    pairs[0] = pack<Half::kFloat16>(v[0], v[1]), pairs[1] = pack<Half::kFloat16>(v[2], v[3]);
+  } else if constexpr (kActivation == Activation::kRelu) {
+    pairs[0] = pack_relu(c[0], c[1]), pairs[1] = pack_relu(c[2], c[3]);
+    return;
+  } else if constexpr (kActivation == Activation::kSilu) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] = activate_approximately<kActivation>(c[i]);
+  } else {
+    static_assert(kNoSuchActivation<kActivation>, "activated: an activation without a quick way");
   }
+  pairs[0] = pack<Half::kFloat16>(v[0], v[1]), pairs[1] = pack<Half::kFloat16>(v[2], v[3]);
 }
 
 // Y = factor shrink(P2) X of one channel and slot, all (re, im). In float16 but for the general way, whose P2 may
 // exceed it.
-template <MapWay kWay>
+template <bool kGeneral>
 AFFNET_DEVICE uint32_t masked(float re, float im, uint32_t X, float factor, float threshold) {
-  if constexpr (kWay == MapWay::kGeneral) {
+  if constexpr (kGeneral) {
     const float m_re = factor * soft_shrink(re, threshold), m_im = factor * soft_shrink(im, threshold);
     const float x_re = first_of<Half::kFloat16>(X), x_im = second_of<Half::kFloat16>(X);
     return pack<Half::kFloat16>(m_re * x_re - m_im * x_im, m_re * x_im + m_im * x_re);
@@ -249,9 +249,8 @@ struct SlotTile {
 };
 
 // Y = M X in all slots, times the powers of two that half_guard.cuh explains.
-template <int kTiles, int kQuads, MapWay kWay>
+template <int kTiles, int kQuads, Activation kActivation, bool kGeneral>
 AFFNET_DEVICE void map_slots(const HalfArguments& a, const HalfLayout& at, const Guard& guard) {
-  constexpr bool kGeneral = kWay == MapWay::kGeneral;
   constexpr bool kKeep = kQuads <= 4 && !kGeneral;      // weights and biases in registers
   constexpr int kTogether = kKeep || kGeneral ? 1 : 2;  // tiles for which they are loaded
   constexpr uint32_t kStride = HalfSpectrum<kTiles>::kStride;
@@ -284,7 +283,7 @@ AFFNET_DEVICE void map_slots(const HalfArguments& a, const HalfLayout& at, const
     for (int i = 0; i < 4; ++i) c[i] = kGeneral ? s.scale * bias.at[i] : bias.at[i];
   };
 #pragma unroll 1
-  for (int first = warp * kTogether; first < kSlotTiles; first += warps * kTogether) {
+  for (int first = warp * kTogether; first < kSlotTiles; first += warps * kTogether) {  // trips: slots
     SlotTile<kQuads> X[kTogether], O1[kTogether];
 #pragma unroll
     for (int m = 0; m < kTogether; ++m) {
@@ -313,7 +312,7 @@ AFFNET_DEVICE void map_slots(const HalfArguments& a, const HalfLayout& at, const
         float c[4];
         begin_sum(c, bias);
         X[m].multiply(c, w);
-        activated<kWay>(c, O1[m].quad[n], s);
+        activated<kActivation, kGeneral>(c, O1[m].quad[n], s);
       }
     }
     if constexpr (kGeneral) X[0].load(kStride, first);  // without the common power of two
@@ -334,7 +333,7 @@ AFFNET_DEVICE void map_slots(const HalfArguments& a, const HalfLayout& at, const
         O1[m].multiply(c, w);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          X[m].quad[n][r] = masked<kWay>(c[2 * r], c[2 * r + 1], X[m].quad[n][r], reduced[n], s.threshold);
+          X[m].quad[n][r] = masked<kGeneral>(c[2 * r], c[2 * r + 1], X[m].quad[n][r], reduced[n], s.threshold);
         }
       }
     }
