@@ -17,6 +17,7 @@ for, and what is indented below a line with the comment `// rare` never does.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -66,16 +67,18 @@ class Graph:
         self,
         blocks: list[Block],
         activation: str = "",  # as in C++ without its k, "Silu"; empty: count all of them
+        whole: bool = False,  # leave nothing out
     ) -> None:
         self._lines: dict[str, list[str]] = {}
         self._regions: dict[str, dict[int, str]] = {}
         self._activation = activation
         self.blocks = blocks
-        self.kept = self._kept()
+        self.kept = set(range(len(blocks))) if whole else self._kept()
 
     def _kept(self) -> set[int]:
         """Blocks on some path from the entry to an end that meets no excluded block."""
-        good = {i for i, block in enumerate(self.blocks) if not self._excluded(block)}
+        unavoidable = Graph(self.blocks, whole=True).unavoidable()
+        good = {i for i, block in enumerate(self.blocks) if i in unavoidable or not self._excluded(block)}
         forward = self._closure({0} & good, lambda i: self.blocks[i].successors, good)
         before: dict[int, list[int]] = {i: [] for i in good}
         for i in good:
@@ -94,15 +97,27 @@ class Graph:
             todo += new
         return found
 
-    def _excluded(self, block: Block) -> bool:
-        """Whether it never runs; code of several activations that is predicated and not jumped over does."""
-        of = self._regions_of(block)
-        return "rare" in of or bool(self._activation and of and self._activation not in of)
+    def unavoidable(self) -> set[int]:
+        """Blocks that every path through an outermost loop, or through the kernel, meets, whatever lines they are from."""
+        ends = [i for i in self.kept if not self.successors(i)]
+        groups = [ends, *(loop.latches for loop in self.loops)]
+        return set.union(*(set.intersection(*(self.dominators[i] for i in group)) for group in groups))
 
-    def _regions_of(self, block: Block) -> set[str]:
-        """The activations that it is for, and "rare"."""
+    def _excluded(self, block: Block) -> bool:
+        """Whether it never runs: most of it is rare or another activation's, and nothing the wanted one's.
+
+        The compiler moves single instructions of a region to where others need them too, hence "most"; and what it has
+        predicated instead of jumping over it runs.
+        """
+        regions = self._regions_of(block)
+        other = sum(count for name, count in regions.items() if name == "rare" or self._activation)
+        return self._activation not in regions and 2 * other > len(block.instructions)
+
+    def _regions_of(self, block: Block) -> Counter[str]:
+        """How many of its instructions are for each activation, and "rare"."""
         surely = (code for code in block.instructions if code.certain and not code.guarded)
-        return {self._region_at(place) for code in surely for place in code.places} - {""}
+        found = (next((name for place in code.places if (name := self._region_at(place))), "") for code in surely)
+        return Counter(name for name in found if name)
 
     def _region_at(self, place: Place) -> str:
         if place.file not in self._regions:
@@ -201,9 +216,10 @@ class Graph:
     def names(self) -> set[str]:
         return {loop.name for loop in self.all_loops()}
 
-    def unnamed(self) -> list[str]:
-        """The lines of loops that do not name their trips."""
-        return [loop.line or "unknown line" for loop in self.all_loops() if not loop.name]
+    def unnamed(self, within: str = "") -> list[str]:
+        """The lines of loops that do not name their trips; of those in the loops of that name, or of all."""
+        inside = set[int]().union(*(loop.body for loop in self.all_loops() if loop.name == within or not within))
+        return [loop.line or "unknown line" for loop in self.all_loops() if not loop.name and loop.header in inside]
 
     def _iteration(self, loop: Loop, trips: Mapping[str, float], longest: bool) -> Cost:
         return self._region(loop.header, loop.body, loop.inner, loop.latches, trips, longest)
@@ -212,7 +228,7 @@ class Graph:
         """Its instructions; those of a block with the wanted activation count as "#own", which draws paths to it."""
         cost = Cost.of(block.instructions)
         if self._activation and self._activation in self._regions_of(block):
-            cost["#own"] = len(block.instructions)
+            cost["#own"] = self._regions_of(block)[self._activation]
         return cost
 
     def _region(

@@ -62,6 +62,16 @@ inline int64_t alignment_of(const void* a, const void* b) {
   return static_cast<int64_t>(bits & -bits);
 }
 
+// The transforms' constants on a device, asked for once.
+inline const uint32_t* known_dft_table(int device) {
+  static auto* const mutex = new std::mutex;
+  static auto* const known = new std::map<int, const uint32_t*>;
+  const std::lock_guard lock(*mutex);
+  const uint32_t*& table = (*known)[device];
+  if (table == nullptr) table = dft_table();
+  return table;
+}
+
 // What both kinds of arguments have in common.
 template <typename Arguments>
 void set_parameters(Arguments& a, const Parameters& p, double threshold, Activation activation) {
@@ -79,15 +89,15 @@ inline void launch_single(const Sizes& n, const at::Tensor& x, const at::Tensor&
   launch(single_kernel(plan), plan.grid(n.K), plan.threads, plan.shared_bytes, at::cuda::getCurrentCUDAStream(), a);
 }
 
-// The plan is made again if x or y is aligned to less than 16 bytes.
+// A view of x that is aligned to less than 16 bytes has a plan of its own; if there is none, it is copied.
 inline void launch_half(const at::Tensor& x, const at::Tensor& y, HalfArguments a, const Path& path) {
   HalfFacts facts = path.half_facts;
+  HalfPlan plan = path.half;
+  facts.alignment = alignment_of(x.const_data_ptr(), y.const_data_ptr());
+  if (facts.alignment != path.half_facts.alignment) plan = plan_half(facts);
+  if (plan.tiles == 0) return launch_half(x.clone(), y, a, path);
   a.x = static_cast<const uint16_t*>(x.const_data_ptr()), a.y = static_cast<uint16_t*>(y.data_ptr());
-  const int64_t alignment = alignment_of(a.x, a.y);
-  const bool as_planned = alignment == facts.alignment;
-  facts.alignment = alignment;
-  const HalfPlan plan = as_planned ? path.half : plan_half(facts);
-  set_half_shape(a, facts, plan, dft_table());
+  set_half_shape(a, facts, plan, known_dft_table(x.get_device()));
   const Half format = x.scalar_type() == at::kBFloat16 ? Half::kBfloat16 : Half::kFloat16;
   launch(half_kernel(plan, format), plan.ctas, plan.threads, plan.shared_bytes, at::cuda::getCurrentCUDAStream(), a);
 }

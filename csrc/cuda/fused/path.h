@@ -93,7 +93,7 @@ constexpr Path choose_path(const PathFacts& f) {
     constexpr int kAlignment = 16, kUnlimited = 1 << 30;  // x that has less alignment takes the same path
     path.half_facts = {f.B, f.H, f.W, f.K, f.D, f.Dh, kAlignment, kUnlimited};
     const HalfPlan plan = plan_half(path.half_facts);
-    path.launch = {plan.ctas, plan.threads, plan.shared_bytes, 1, 1};
+    path.launch = {plan.ctas, plan.threads, plan.shared_bytes, 1, plan.quads <= 4 ? 1 : 2};
     path.half_facts.shared_bytes = limit;
     path.half = plan_half(path.half_facts);
     if (plan.tiles == 0) return refused(Refusal::kSizes);
