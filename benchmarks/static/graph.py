@@ -98,7 +98,7 @@ class Graph:
         return found
 
     def unavoidable(self) -> set[int]:
-        """Blocks that every path through an outermost loop, or through the kernel, meets, whatever lines they are from."""
+        """Blocks on every path through an outermost loop, or through the kernel, whatever lines they are from."""
         ends = [i for i in self.kept if not self.successors(i)]
         groups = [ends, *(loop.latches for loop in self.loops)]
         return set.union(*(set.intersection(*(self.dominators[i] for i in group)) for group in groups))
