@@ -61,7 +61,7 @@ struct HalfPlan {
 struct HalfLayout {
   uint32_t slots, stride;       // of a row of the spectrum; an odd multiple of 16 bytes, so that there are no conflicts
   uint32_t plane_pitch, plane;  // of a row and of a whole plane of x
-  uint32_t x, staging, weights, biases, sums, magnitudes, bytes;
+  uint32_t x, staging, weights, biases, sums, magnitudes, exponents, bytes;
 };
 
 constexpr int kHalfWarpThreads = 32;
@@ -86,15 +86,19 @@ AFFNET_HD constexpr HalfLayout half_layout(int tiles, int quads, int D, int warp
   at.biases = at.weights + 2 * half_weight_bytes(quads);
   at.sums = at.biases + static_cast<uint32_t>(2 * quads * 64);
   at.magnitudes = at.sums + static_cast<uint32_t>(quads * 64);
-  at.bytes = at.magnitudes + static_cast<uint32_t>(quads * 16);
+  at.exponents = at.magnitudes + static_cast<uint32_t>(quads * 16);
+  at.bytes = at.exponents + static_cast<uint32_t>(quads * 16);
   return at;
 }
 
-AFFNET_HD constexpr int half_warps(int tiles, int quads) { return tiles == 1 || (tiles == 2 && quads <= 4) ? 4 : 8; }
+AFFNET_HD constexpr int half_warps(int tiles, int quads) {
+  return tiles == 1 || (tiles == 2 && quads <= 4) ? 4 : tiles == 2 && quads <= 6 ? 6 : 8;
+}
 
-// CTAs on a multiprocessor that the registers of an instance are limited for.
+// CTAs on a multiprocessor that the registers of an instance are limited for: none spills.
 AFFNET_HD constexpr int half_ctas(int tiles, int quads) {
-  return tiles == 1 ? (quads <= 5 ? 4 : 3) : tiles == 2 ? (quads <= 4 ? 3 : quads <= 6 ? 2 : 1) : 1;
+  if (tiles == 1) return quads <= 3 ? 4 : quads <= 6 ? 3 : 2;
+  return tiles == 2 && quads <= 4 ? 3 : tiles == 2 && quads <= 6 ? 2 : 1;
 }
 
 // The compiled numbers of quads; 28 and 36 channels, of no released network, run as 32 and 40. With three tiles more

@@ -45,12 +45,15 @@ half_forward_kernel(const HalfArguments a) {
   const int warp = thread_index() / 32, lane = thread_index() % 32;
   const int block = static_cast<int>(cta_index() % a.K), groups = static_cast<int>(cta_count() / a.K);
   const int planes = warp < a.D ? (a.D - warp + kWarps - 1) / kWarps : 0;  // of this warp
+  const int plane_elements = a.H * a.W;
   const Granules granules(a);
-  const auto plane_of = [&](int image, int d) { return (int64_t{image} * a.K + block) * a.D + d; };
+  const auto first_of_image = [&](int image) { return (int64_t{image} * a.K + block) * a.D * plane_elements; };
   const auto place_of = [&](int d) { return at.x + static_cast<uint32_t>(d) * HalfPlanes<kTiles>::kBytes; };
   const auto load_planes = [&](int image) {
+    const uint16_t* const x = a.x + first_of_image(image);
+#pragma unroll 1
     for (int d = warp; d < a.D; d += kWarps) {
-      load_plane<kTiles, kWhole>(a, granules, plane_of(image, d), place_of(d));
+      load_plane<kTiles, kWhole>(a, granules, x + d * plane_elements, place_of(d));
       copy_async_commit();
     }
   };
@@ -68,10 +71,11 @@ half_forward_kernel(const HalfArguments a) {
   for (; image < a.B; image += groups) {  // trips: images
     {
       const ForwardConstants<kFormat, kTiles> constants(a);
-      int pending = planes - 1;
+      int pending = kTiles == 1 ? 0 : planes - 1;  // small planes are waited for together
+      if (kTiles == 1) wait_for_plane(0);
 #pragma unroll 1
       for (int d = warp; d < a.D; d += kWarps, --pending) {  // trips: planes
-        wait_for_plane(pending);
+        if (kTiles > 1) wait_for_plane(pending);
         warp_barrier();
         const float most = transform_plane<kFormat, kTiles>(constants, place_of(d), d, a.root);
         if (lane == 0) shared_store(at.magnitudes + static_cast<uint32_t>(4 * d), most);
@@ -82,16 +86,19 @@ half_forward_kernel(const HalfArguments a) {
     map_image<kFormat, kTiles, kQuads>(a, at, guard);
     barrier();
     InverseConstants<kTiles> constants(a);
+    uint16_t* const y = a.y + first_of_image(image);
+    const bool more = image + groups < a.B;
+    const uint16_t* const next = a.x + first_of_image(more ? image + groups : image);
 #pragma unroll 1
     for (int d = warp; d < a.D; d += kWarps) {  // trips: planes
-      const auto most = shared_load<float>(at.magnitudes + static_cast<uint32_t>(4 * d));
-      const uint32_t x = place_of(d);
-      const uint32_t y = kWhole ? x : at.staging + static_cast<uint32_t>(warp) * HalfPlanes<kTiles>::kBytes;
-      inverse_plane<kFormat, kTiles>(constants, x, y, d, guard.taken_back(most));
+      const uint32_t from = place_of(d);
+      const uint32_t to = kWhole ? from : at.staging + static_cast<uint32_t>(warp) * HalfPlanes<kTiles>::kBytes;
+      const auto taken_back = shared_load<int>(at.exponents + static_cast<uint32_t>(4 * d));
+      inverse_plane<kFormat, kTiles>(constants, from, to, d, taken_back);
       warp_barrier();
-      store_plane<kTiles, kWhole>(a, granules, plane_of(image, d), y);
+      store_plane<kTiles, kWhole>(a, granules, y + d * plane_elements, to);
       warp_barrier();
-      if (image + groups < a.B) load_plane<kTiles, kWhole>(a, granules, plane_of(image + groups, d), x);
+      if (more) load_plane<kTiles, kWhole>(a, granules, next + d * plane_elements, from);
       copy_async_commit();
     }
   }

@@ -60,9 +60,12 @@ struct Guard {
     }
   }
 
-  // e_d of a channel whose largest element is m_d.
+  // Whether a channel, whose largest element is m_d, has spectra beyond float16.
+  AFFNET_DEVICE static bool too_large(float most, float root) { return root * most > kHalfMost; }
+
+  // Its e_d.
   AFFNET_DEVICE static int plane(float most, float root) {
-    return root * most <= kHalfMost ? 0 : 15 - exponent_above(most) - exponent_above(root);
+    return too_large(most, root) ? 15 - exponent_above(most) - exponent_above(root) : 0;
   }
 
   // -f_d; a multiple of four where speed counts, so that the inverse's constants change seldom.

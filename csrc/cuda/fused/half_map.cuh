@@ -266,6 +266,9 @@ AFFNET_DEVICE void map_slots(const HalfArguments& a, const HalfLayout& at, const
   for (int n = 0; n < kQuads; ++n) {
     const auto most = shared_load<float>(at.magnitudes + static_cast<uint32_t>(4 * (4 * n + t)));
     reduced[n] = power_of_two(-guard.reduction(most));
+    if (thread_index() < 4) {  // for the inverse transform
+      shared_store(at.exponents + static_cast<uint32_t>(4 * (4 * n + t)), guard.taken_back(most));
+    }
     if constexpr (kGeneral) {
       const float factor = power_of_two(guard.e - Guard::plane(most, guard.root));
       common[n] = pack<Half::kFloat16>(factor, factor);

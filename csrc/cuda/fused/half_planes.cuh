@@ -77,8 +77,8 @@ AFFNET_DEVICE void load_granules(const HalfArguments& a, const Granules& lane, c
 }
 
 template <int kTiles, bool kWhole>
-AFFNET_DEVICE void load_plane(const HalfArguments& a, const Granules& lane, int64_t plane, uint32_t to) {
-  const auto* from = reinterpret_cast<const unsigned char*>(a.x + plane * a.H * a.W);
+AFFNET_DEVICE void load_plane(const HalfArguments& a, const Granules& lane, const uint16_t* plane, uint32_t to) {
+  const auto* from = reinterpret_cast<const unsigned char*>(plane);
   if constexpr (kWhole) {
     for_whole_granules<kTiles>([&](int at, uint32_t offset) { copy_async<16>(to + offset, from + at); });
   } else if (a.granule == 16) {
@@ -101,8 +101,8 @@ AFFNET_DEVICE void store_granules(const HalfArguments& a, const Granules& lane, 
 
 // Copies a plane from shared memory.
 template <int kTiles, bool kWhole>
-AFFNET_DEVICE void store_plane(const HalfArguments& a, const Granules& lane, int64_t plane, uint32_t from) {
-  auto* to = reinterpret_cast<unsigned char*>(a.y + plane * a.H * a.W);
+AFFNET_DEVICE void store_plane(const HalfArguments& a, const Granules& lane, uint16_t* plane, uint32_t from) {
+  auto* to = reinterpret_cast<unsigned char*>(plane);
   if constexpr (kWhole) {
     for_whole_granules<kTiles>(
         [&](int at, uint32_t offset) { global_store(to + at, shared_load<Words4>(from + offset)); });

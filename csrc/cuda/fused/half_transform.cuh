@@ -66,16 +66,25 @@ struct HalfSpectrum {
   }
 };
 
-// The constants of the forward transform that a warp keeps.
+// The constants of the forward transform that a warp keeps: all but, with three tiles, what bfloat16 leaves of them.
 template <Half kFormat, int kTiles>
 struct ForwardConstants {
-  DftTiles<kTiles> height, rest, width;  // `rest` is what bfloat16 leaves of `height`
+  static constexpr bool kKeepRest = kFormat == Half::kBfloat16 && kTiles < 3;
+  const HalfArguments& a;
+  DftTiles<kTiles> height, width;
+  DftTiles<kKeepRest ? kTiles : 1> kept_rest;
 
   AFFNET_DEVICE explicit ForwardConstants(const HalfArguments& a)
-      : height(a.height_constants, kFormat == Half::kBfloat16 ? DftSection::kLeftBfloat16 : DftSection::kLeftFloat16,
+      : a(a),
+        height(a.height_constants, kFormat == Half::kBfloat16 ? DftSection::kLeftBfloat16 : DftSection::kLeftFloat16,
                a.H),
-        rest(a.height_constants, DftSection::kLeftBfloat16Rest, a.H),
-        width(a.width_constants, DftSection::kRight, a.W) {}
+        width(a.width_constants, DftSection::kRight, a.W),
+        kept_rest(a.height_constants, DftSection::kLeftBfloat16Rest, a.H) {}
+
+  AFFNET_DEVICE Words4 rest(int i, int h) const {
+    if constexpr (kKeepRest) return kept_rest.at[i][h];
+    return dft_tile(a.height_constants, DftSection::kLeftBfloat16Rest, a.H, i, h);
+  }
 };
 
 // The largest magnitude of a plane, in every lane.
@@ -138,7 +147,6 @@ AFFNET_DEVICE float transform_plane(const ForwardConstants<kFormat, kTiles>& con
     }
   }
   const float most = largest<kFormat>(words);
-  const int exponent = Guard::plane(most, root);
   float quadrants[kTiles][kTiles][2][4] = {};  // of tile (i, j): cosines, then sines of w
 #pragma unroll
   for (int w = 0; w < kTiles; ++w) {
@@ -147,20 +155,22 @@ AFFNET_DEVICE float transform_plane(const ForwardConstants<kFormat, kTiles>& con
       float rows[2][4] = {};  // rows of frequencies k, columns 16 w to 16 w + 15
 #pragma unroll
       for (int h = 0; h < kTiles; ++h) {
+        Words4 rest;
+        if constexpr (kFormat == Half::kBfloat16) rest = constants.rest(i, h);
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           const uint32_t* word = words + (h * kTiles + w) * 4 + 2 * n;
           const uint32_t b[2] = {word[0], word[1]};
-          if constexpr (kFormat == Half::kBfloat16) mma<kFormat>(rows[n], constants.rest.at[i][h].at, b);
+          if constexpr (kFormat == Half::kBfloat16) mma<kFormat>(rows[n], rest.at, b);
           mma<kFormat>(rows[n], constants.height.at[i][h].at, b);
         }
       }
-      if (exponent != 0) {
-        const float factor = power_of_two(exponent);
+      if (Guard::too_large(most, root)) {
+        const float factor = power_of_two(Guard::plane(most, root));  // rare
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
 #pragma unroll
-          for (int q = 0; q < 4; ++q) rows[n][q] *= factor;
+          for (int q = 0; q < 4; ++q) rows[n][q] *= factor;  // rare
         }
       }
       const uint32_t left[4] = {
@@ -278,13 +288,13 @@ AFFNET_DEVICE void inverse_plane(InverseConstants<kTiles>& constants, uint32_t x
   }
 #pragma unroll 1
   for (int rest = taken_back - by_constants; rest > 0; rest -= 100) {
-    const float factor = power_of_two(rest < 100 ? rest : 100);
+    const float factor = power_of_two(rest < 100 ? rest : 100);  // rare
 #pragma unroll
     for (int h = 0; h < kTiles; ++h) {
 #pragma unroll
       for (int n = 0; n < 2 * kTiles; ++n) {
 #pragma unroll
-        for (int q = 0; q < 4; ++q) sums[h][n][q] *= factor;
+        for (int q = 0; q < 4; ++q) sums[h][n][q] *= factor;  // rare
       }
     }
   }
