@@ -162,7 +162,7 @@ struct SinglePlan {
 // Images that a CTA takes at a time: enough to give every thread a transform.
 constexpr int single_images(int64_t B, int planes, int shorter) {
   int images = 1;
-  while (images < 4 && images < B && images * planes * shorter < kSingleThreads) images *= 2;
+  while (images < 4 && 2 * images <= B && images * planes * shorter < kSingleThreads) images *= 2;
   return images;
 }
 
