@@ -126,7 +126,7 @@ class Trainer:
             resumed_at = done if self.resumed else None
             self.epochs_table = logs.Table(self.settings.out / logs.EPOCHS, resumed_at)
             self.steps_table = logs.Table(self.settings.out / logs.STEPS, resumed_at)
-            self.events = logs.events(self.settings.out, done)
+            self.events = logs.Events(self.settings.out, done)
         workers, device = self.settings.workers, self.processes.device
         batches = loader(self.data, self.sampler, self.task.collate, workers=workers, device=device)
         while self.epoch < self.recipe.epochs:
@@ -272,8 +272,7 @@ class Trainer:
         model = self.processes.whole(self.model if self.average is None else self.average.module)
         if self.main:
             logs.draw_curves(self.epochs_table.rows, self.steps_table.rows, self.settings.out / CURVES)
-            if self.events is not None:
-                self.events.close()
+            self.events.close()
             self.task.preview(model.eval(), self.settings.out / PREVIEW)
         return Summary(
             metric=self.task.metric,
@@ -302,8 +301,7 @@ class Trainer:
         if self.main and done % self.settings.log_every == 0:
             row = {"step": done, "epoch": self.epoch + 1, "size": size, "loss": loss, "rate": rate}
             self.steps_table.add(row | ({} if norm is None else {"gradient norm": float(norm)}))
-            if self.events is not None:
-                self.events.add_scalar("step/loss", loss, done)
+            self.events.add({"step/loss": loss}, done)
 
     def _note_skipped(self, sentences: list[str]) -> None:
         for sentence in sentences:
@@ -334,8 +332,5 @@ class Trainer:
     def _log_epoch(self, row: dict[str, Any]) -> None:
         row |= {"seconds": round(time.perf_counter() - self.started, 3), "skipped": len(self.skipped)}
         self.epochs_table.add(row)
-        if self.events is not None:
-            for name, value in row.items():
-                if name != "step":
-                    self.events.add_scalar(name, value, row["step"])
-            self.events.flush()
+        self.events.add({name: value for name, value in row.items() if name != "step"}, row["step"])
+        self.events.flush()
