@@ -15,6 +15,10 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+# What a run of training imports, which takes longer than the runs of the tests.
+PRELOADED = ["affnet_kernels.training.distributed", "matplotlib.figure", "tests.small_task", "torch.utils.tensorboard"]
+PRELOADED += ["torchmetrics.classification", "torch._dynamo"]
+
 
 def run_in_processes(count: int, function: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
     """What `function(processes, *arguments)` returns in each of `count` processes, as torchrun would start them.
@@ -22,7 +26,7 @@ def run_in_processes(count: int, function: Callable[..., Any], folder: Path, *ar
     The processes are forked from one that has imported PyTorch, so that they start at once.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "affnet_kernels.training.distributed"])
+    context.set_forkserver_preload(PRELOADED)
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     paths = [folder / f"result-{rank}.pt" for rank in range(count)]

@@ -316,6 +316,12 @@ def test_options_that_are_refused(options: dict[str, Any], message: str) -> None
         task_of(recipe).model()
 
 
+@pytest.mark.parametrize("name", ["label_smoothing", "drop_rate"])
+def test_what_ssd_does_not_have_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^detection: expected {name} 0, which SSD does not have, got 0\.1$"):
+        task_of(TINY.replace(**{name: 0.1}))
+
+
 def test_the_recipe_builds_its_network() -> None:
     recipe = Recipe.load("ssdlite_scenes")
     network = RECIPES_NETWORK(task_of(recipe))

@@ -10,12 +10,14 @@ the branch that closes a loop in machine code then leads back to that line. Such
 
 Of paths that part and meet again, a warp is taken to go the longest; the count over all blocks, which is more than any
 warp executes, is there too. Code of an activation (a branch `if constexpr (kActivation == Activation::kRelu)`, in any
-file) counts only if it is the one asked for, and a block that begins on a line with the comment `// rare` never runs.
+file, or what a call with the template argument `Activation::kRelu` is inlined to) counts only if it is the one asked
+for, and what is indented below a line with the comment `// rare` never does.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +27,27 @@ from benchmarks.static.sass import Block, Place, source_line
 
 _TRIPS = re.compile(r"//.*\btrips: (\w+)")
 _RARE = re.compile(r"//.*\brare\b")
+_ARGUMENT = re.compile(r"Activation::k(\w+)[,>]")
 _ACTIVATION = re.compile(r"if constexpr \(.*Activation == (?:\w+::)*Activation::k(\w+)\)")
+
+
+def _regions(lines: list[str]) -> dict[int, str]:
+    """The activation, or "rare", of every line that is for it alone; a region ends where the indentation does."""
+    regions: dict[int, str] = {}
+    name, indent = "", 0
+    for number, text in enumerate(lines, 1):
+        depth = len(text) - len(text.lstrip())
+        if name and text.strip() and not text.startswith("#") and depth <= indent:
+            name = ""
+        if found := _ACTIVATION.search(text):
+            name, indent = found[1], depth
+        elif _RARE.search(text):
+            name, indent = "rare", depth
+        elif name:
+            regions[number] = name
+        elif argument := _ARGUMENT.search(text):
+            regions[number] = argument[1]
+    return regions
 
 
 @dataclass
@@ -45,16 +67,18 @@ class Graph:
         self,
         blocks: list[Block],
         activation: str = "",  # as in C++ without its k, "Silu"; empty: count all of them
+        whole: bool = False,  # leave nothing out
     ) -> None:
         self._lines: dict[str, list[str]] = {}
-        self._activations: dict[str, dict[int, str]] = {}
+        self._regions: dict[str, dict[int, str]] = {}
         self._activation = activation
         self.blocks = blocks
-        self.kept = self._kept()
+        self.kept = set(range(len(blocks))) if whole else self._kept()
 
     def _kept(self) -> set[int]:
         """Blocks on some path from the entry to an end that meets no excluded block."""
-        good = {i for i, block in enumerate(self.blocks) if not self._excluded(block)}
+        unavoidable = Graph(self.blocks, whole=True).unavoidable()
+        good = {i for i, block in enumerate(self.blocks) if i in unavoidable or not self._excluded(block)}
         forward = self._closure({0} & good, lambda i: self.blocks[i].successors, good)
         before: dict[int, list[int]] = {i: [] for i in good}
         for i in good:
@@ -73,34 +97,33 @@ class Graph:
             todo += new
         return found
 
+    def unavoidable(self) -> set[int]:
+        """Blocks on every path through an outermost loop, or through the kernel, whatever lines they are from."""
+        ends = [i for i in self.kept if not self.successors(i)]
+        groups = [ends, *(loop.latches for loop in self.loops)]
+        return set.union(*(set.intersection(*(self.dominators[i] for i in group)) for group in groups))
+
     def _excluded(self, block: Block) -> bool:
-        """Whether it never runs with this activation; code of several that is predicated and not jumped over does."""
-        of = self._activations_in(block) if self._activation else set()
-        first = block.instructions[0]
-        rare = first.certain and _RARE.search(source_line(first.places[0], self._lines)) is not None
-        return rare or bool(of and self._activation not in of)
+        """Whether it never runs: most of it is rare or another activation's, and nothing the wanted one's.
 
-    def _activations_in(self, block: Block) -> set[str]:
+        The compiler moves single instructions of a region to where others need them too, hence "most"; and what it has
+        predicated instead of jumping over it runs.
+        """
+        regions = self._regions_of(block)
+        other = sum(count for name, count in regions.items() if name == "rare" or self._activation)
+        return self._activation not in regions and 2 * other > len(block.instructions)
+
+    def _regions_of(self, block: Block) -> Counter[str]:
+        """How many of its instructions are for each activation, and "rare"."""
         surely = (code for code in block.instructions if code.certain and not code.guarded)
-        return {self._activation_at(place) for code in surely for place in code.places} - {""}
+        found = (next((name for place in code.places if (name := self._region_at(place))), "") for code in surely)
+        return Counter(name for name in found if name)
 
-    def _activation_at(self, place: Place) -> str:
-        """The activation whose branch a line is in."""
-        if place.file not in self._activations:
+    def _region_at(self, place: Place) -> str:
+        if place.file not in self._regions:
             source_line(place, self._lines)
-            regions: dict[int, str] = {}
-            name, indent = "", 0
-            for number, text in enumerate(self._lines[place.file], 1):
-                found = _ACTIVATION.search(text)
-                code = text.strip() and not text.startswith("#")
-                if name and code and len(text) - len(text.lstrip()) <= indent:
-                    name = ""
-                if found:
-                    name, indent = found[1], len(text) - len(text.lstrip())
-                elif name:
-                    regions[number] = name
-            self._activations[place.file] = regions
-        return self._activations[place.file].get(place.line, "")
+            self._regions[place.file] = _regions(self._lines[place.file])
+        return self._regions[place.file].get(place.line, "")
 
     def successors(self, i: int) -> list[int]:
         return [s for s in self.blocks[i].successors if s in self.kept]
@@ -193,9 +216,10 @@ class Graph:
     def names(self) -> set[str]:
         return {loop.name for loop in self.all_loops()}
 
-    def unnamed(self) -> list[str]:
-        """The lines of loops that do not name their trips."""
-        return [loop.line or "unknown line" for loop in self.all_loops() if not loop.name]
+    def unnamed(self, within: str = "") -> list[str]:
+        """The lines of loops that do not name their trips; of those in the loops of that name, or of all."""
+        inside = set[int]().union(*(loop.body for loop in self.all_loops() if loop.name == within or not within))
+        return [loop.line or "unknown line" for loop in self.all_loops() if not loop.name and loop.header in inside]
 
     def _iteration(self, loop: Loop, trips: Mapping[str, float], longest: bool) -> Cost:
         return self._region(loop.header, loop.body, loop.inner, loop.latches, trips, longest)
@@ -203,8 +227,8 @@ class Graph:
     def _cost_of(self, block: Block) -> Cost:
         """Its instructions; those of a block with the wanted activation count as "#own", which draws paths to it."""
         cost = Cost.of(block.instructions)
-        if self._activation and self._activation in self._activations_in(block):
-            cost["#own"] = len(block.instructions)
+        if self._activation and self._activation in self._regions_of(block):
+            cost["#own"] = self._regions_of(block)[self._activation]
         return cost
 
     def _region(

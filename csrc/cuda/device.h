@@ -1,11 +1,27 @@
 // All that a kernel may ask of the machine: its place in the launch, barriers, exchange within a warp, and shared
-// memory by byte offset. Kernels use nothing else, so that the host emulator can run the same source and check every
-// access.
+// memory by byte offset; device_half.h adds 16-bit numbers, matrices and copies. Kernels use nothing else, so that the
+// host emulator can run the same source and check every access.
 #pragma once
 
 #include <cstdint>
 
 #include "host_device.h"
+
+namespace affnet {
+
+// The formats of a 16-bit number. A pair of them is a 32-bit word, the first number in the lower half.
+enum class Half { kFloat16, kBfloat16 };
+
+// 16 bytes that are loaded or stored by one instruction.
+struct alignas(16) Words4 {
+  uint32_t at[4];
+};
+
+struct alignas(8) Words2 {
+  uint32_t at[2];
+};
+
+}  // namespace affnet
 
 #ifdef __CUDACC__
 
@@ -63,7 +79,20 @@ AFFNET_DEVICE void shared_store(uint32_t offset, V value) {
   *reinterpret_cast<V*>(shared_memory() + offset) = value;
 }
 
+// Global memory that no thread of the launch writes; V has 1, 2, 4, 8 or 16 bytes, and the address is a multiple.
+template <typename V>
+AFFNET_DEVICE V global_load(const void* from) {
+  return *static_cast<const V*>(from);
+}
+
+template <typename V>
+AFFNET_DEVICE void global_store(void* to, V value) {
+  *static_cast<V*>(to) = value;
+}
+
 }  // namespace affnet
+
+#include "device_half.h"
 
 #else
 

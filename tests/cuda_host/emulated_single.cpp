@@ -1,10 +1,8 @@
 // The one-launch float32 kernel on the host emulator; for tests/test_cuda_single.py.
 #include "cuda/fused/single_instances.cuh"
-#include "emulated.h"
+#include "summary.h"
 
 namespace affnet {
-
-MmaKernel mma_kernel(const LaunchPlan&, bool) { return nullptr; }  // of the planned path, which this library has not
 
 SingleKernel any_single_kernel(int index) { return single_kernel_between<0, 40>(index); }
 SingleKernel small_single_kernel(int index) { return any_single_kernel(index); }

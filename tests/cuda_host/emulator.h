@@ -5,7 +5,7 @@
 //   1. Write it in terms of csrc/cuda/device.h alone: AFFNET_KERNEL and AFFNET_DEVICE instead of __global__ and
 //      __device__; thread_index(), cta_index(), barrier(), shuffle_xor(), mma_tf32() instead of the built-ins; and
 //      shared memory by byte offset, with shared_load and shared_store. Compiled by nvcc these are the built-ins;
-//      compiled by a host compiler with -Itests/cuda_host they are the functions of this file.
+//      compiled by a host compiler with -Itests/cuda_host they are the functions of this file and of emulated_half.h.
 //   2. Launch it from a small C++ library, as emulated.h does:
 //
 //          affnet::emulator::Report report;
@@ -20,18 +20,21 @@
 // Threads are fibers, each of which runs until it reaches a barrier or an exchange; CTAs run one after another. The
 // schedule is fixed, so every run repeats exactly. The emulator reports
 //
-//   races             two threads touch the same 4 bytes of shared memory, one of them writes, and no barrier orders
-//                     them, in whatever order the fibers happened to run;
+//   races             two threads touch the same 2 bytes of shared memory, one of them writes, and no barrier orders
+//                     them, in whatever order the fibers happened to run; or a thread touches what an asynchronous
+//                     copy is still to fill, which happens when its thread waits for it and not before;
 //   uninitialised     reads of shared memory that was never written;
-//   out_of_bounds, misaligned   accesses to shared memory, aligned up to 16 bytes;
-//   stuck             threads that wait at different barriers, or for a thread that has ended;
+//   out_of_bounds, misaligned   accesses to shared memory, aligned up to 16 bytes, and those to global memory by
+//                     global_load, global_store and copy_async, if the report names the arrays that a kernel has;
+//   stuck             threads that wait at different barriers, for a thread that has ended, or too many times;
 //   wavefronts        transactions of shared memory against the ideal number, if bank conflicts are counted: the
 //                     accesses of a warp are grouped by source line and by how often a lane has been there.
 //
-// A tensor core's product is summed in float64 and rounded once, towards zero; its operands are truncated to TF32.
+// A tensor core's product is summed in float64 and rounded once, towards zero; TF32 operands are truncated to it. A row
+// of a matrix is read or written by the lane that names it.
 //
-// Not modelled: registers, time, caches, the memory model beyond barriers, contraction to FMA, asynchronous copies, and
-// how a tensor core rounds within a sum. `python -m benchmarks.static.compile_check` shows registers and spills.
+// Not modelled: registers, time, caches, the memory model beyond barriers, contraction to FMA, and how a tensor core
+// rounds within a sum. `python -m benchmarks.static.compile_check` shows registers and spills.
 #pragma once
 
 #include <ucontext.h>
@@ -52,6 +55,7 @@ namespace affnet::emulator {
 
 constexpr int kWarp = 32;
 constexpr int kStackBytes = 1 << 16;
+constexpr int64_t kMostSteps = 1 << 22;  // turns of all the threads of a CTA
 
 // Shared-memory transactions of the accesses on one source line.
 struct Wavefronts {
@@ -62,6 +66,7 @@ struct Report {
   int64_t races = 0, uninitialised = 0, out_of_bounds = 0, misaligned = 0, stuck = 0;
   std::string first;  // the first finding, in words
   std::map<int, Wavefronts> banks;
+  std::vector<std::pair<const void*, size_t>> global;  // address and bytes of each array; none: not checked
 
   int64_t findings() const { return races + uninitialised + out_of_bounds + misaligned + stuck; }
 };
@@ -82,12 +87,14 @@ class Cta {
   bool run(int64_t index, int64_t count, const std::function<void()>& body) {
     current() = this;
     index_ = index, count_ = count, body_ = &body, epoch_ = 0;
-    cells_.assign((memory_.size() + 3) / 4, Cell{});
+    cells_.assign((memory_.size() + kCellBytes - 1) / kCellBytes, Cell{});
     warp_epochs_.assign((threads_ + kWarp - 1) / kWarp, 0);
     accesses_.clear();
     occurrences_.clear();
     for (Fiber& fiber : fibers_) {
       fiber.state = State::kReady;
+      fiber.copies.clear();
+      fiber.groups = 0;
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack.get();
       fiber.context.uc_stack.ss_size = kStackBytes;
@@ -95,11 +102,15 @@ class Cta {
       fiber.started = false;
       makecontext(&fiber.context, &Cta::enter, 0);
     }
-    while (step()) {
-    }
+    int64_t steps = 0;
+    while (steps < kMostSteps && step()) ++steps;
     if (count_banks_) count_wavefronts();
     const bool done = all(0, threads_, State::kDone);
-    if (!done) note(report_.stuck, "threads of a CTA wait at different barriers, or for a thread that has ended", 0);
+    if (steps == kMostSteps) {
+      note(report_.stuck, "the threads of a CTA do not come to an end", 0);
+    } else if (!done) {
+      note(report_.stuck, "threads of a CTA wait at different barriers, or for a thread that has ended", 0);
+    }
     return done;
   }
 
@@ -133,18 +144,67 @@ class Cta {
       std::memset(value, 0xff, size);
       return;
     }
-    for (uint32_t cell = offset / 4; cell < (offset + size) / 4; ++cell) read_cell(cells_[cell], line);
+    for_cells(offset, size, [&](Cell& cell) { read_cell(cell, line); });
     std::memcpy(value, memory_.data() + offset, size);
   }
 
   void store(uint32_t offset, const void* value, uint32_t size, int line) {
     if (!valid(offset, size, line)) return;
-    for (uint32_t cell = offset / 4; cell < (offset + size) / 4; ++cell) write_cell(cells_[cell], line);
+    for_cells(offset, size, [&](Cell& cell) { write_cell(cell, line); });
     std::memcpy(memory_.data() + offset, value, size);
   }
 
+  // Queues a copy. Its target may not be touched by anyone until this thread has waited for it.
+  void copy_async(uint32_t offset, const void* from, uint32_t size, int line) {
+    if (!valid(offset, size, line) || !valid_global(from, size, line)) return;
+    for_cells(offset, size, [&](Cell& cell) {
+      write_cell(cell, line);
+      cell.in_flight = true;
+    });
+    Fiber& fiber = fibers_[thread_];
+    fiber.copies.push_back({offset, size, from, fiber.groups});
+  }
+
+  void copy_async_commit() { ++fibers_[thread_].groups; }
+
+  void copy_async_wait(int pending, int line) {
+    Fiber& fiber = fibers_[thread_];
+    std::erase_if(fiber.copies, [&](const Copy& copy) {
+      if (copy.group >= fiber.groups - pending) return false;
+      for_cells(copy.offset, copy.size, [&](Cell& cell) {
+        cell.in_flight = false;
+        write_cell(cell, line);
+      });
+      std::memcpy(memory_.data() + copy.offset, copy.from, copy.size);
+      return true;
+    });
+  }
+
+  bool valid_global(const void* at, size_t size, int line) {
+    const auto begin = reinterpret_cast<uintptr_t>(at);
+    if (begin % size != 0) {
+      note(report_.misaligned, "misaligned access to global memory", line);
+      return false;
+    }
+    const bool known = std::any_of(report_.global.begin(), report_.global.end(), [&](const auto& array) {
+      const auto first = reinterpret_cast<uintptr_t>(array.first);
+      return begin >= first && begin + size <= first + array.second;
+    });
+    if (known || report_.global.empty()) return true;
+    note(report_.out_of_bounds, "global memory out of bounds", line);
+    return false;
+  }
+
  private:
+  static constexpr uint32_t kCellBytes = 2;
+
   enum class State { kReady, kAtBarrier, kAtWarp, kAtDeposit, kDone };
+
+  struct Copy {
+    uint32_t offset, size;
+    const void* from;
+    int group;
+  };
 
   struct Fiber {
     ucontext_t context{};
@@ -153,6 +213,8 @@ class Cta {
     std::unique_ptr<char[]> stack;
     State state = State::kDone;
     int deposits = 0;
+    std::vector<Copy> copies;
+    int groups = 0;  // of copies that have been ended
     alignas(16) unsigned char values[2][32];
   };
 
@@ -164,6 +226,7 @@ class Cta {
   struct Cell {
     Touch write, read;  // `read` is one reader; the flags say whether there were others in the same epoch
     bool many_lanes = false, many_warps = false;
+    bool in_flight = false;  // a copy is to fill it
   };
 
   static void enter() {
@@ -229,6 +292,11 @@ class Cta {
     ++count;
   }
 
+  template <typename F>
+  void for_cells(uint32_t offset, uint32_t size, F&& f) {
+    for (uint32_t cell = offset / kCellBytes; cell < (offset + size) / kCellBytes; ++cell) f(cells_[cell]);
+  }
+
   bool valid(uint32_t offset, uint32_t size, int line) {
     if (offset + size > memory_.size()) {
       note(report_.out_of_bounds, "shared memory out of bounds", line);
@@ -256,6 +324,7 @@ class Cta {
   void read_cell(Cell& cell, int line) {
     if (cell.write.thread < 0) note(report_.uninitialised, "read of shared memory that was never written", line);
     if (unordered(cell.write)) note(report_.races, "read races with a write", line);
+    if (cell.in_flight) note(report_.races, "read of what an asynchronous copy is to fill", line);
     const Touch now = touch();
     if (cell.read.epoch != now.epoch) {
       cell.read = now;
@@ -272,6 +341,7 @@ class Cta {
 
   void write_cell(Cell& cell, int line) {
     if (unordered(cell.write)) note(report_.races, "two writes race", line);
+    if (cell.in_flight) note(report_.races, "write to what an asynchronous copy is to fill", line);
     const bool others = cell.many_warps || (cell.many_lanes && cell.read.warp_epoch == touch().warp_epoch);
     if (unordered(cell.read) || (cell.read.epoch == epoch_ && others)) {
       note(report_.races, "write races with a read", line);
@@ -383,4 +453,19 @@ void shared_store(uint32_t offset, V value, int line = __builtin_LINE()) {
   emulator::Cta::current()->store(offset, &value, sizeof(V), line);
 }
 
+template <typename V>
+V global_load(const void* from, int line = __builtin_LINE()) {
+  V value;
+  std::memset(&value, 0xff, sizeof(V));
+  if (emulator::Cta::current()->valid_global(from, sizeof(V), line)) std::memcpy(&value, from, sizeof(V));
+  return value;
+}
+
+template <typename V>
+void global_store(void* to, V value, int line = __builtin_LINE()) {
+  if (emulator::Cta::current()->valid_global(to, sizeof(V), line)) std::memcpy(to, &value, sizeof(V));
+}
+
 }  // namespace affnet
+
+#include "emulated_half.h"

@@ -22,6 +22,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/fused/half_forward.cuh"
 #include "cuda/fused/single_forward.cuh"
 #include "cuda/planes.cuh"
 #include "cuda/spectral_map_vjp_mma.cuh"
@@ -83,7 +84,27 @@ void add_plane_kernels(const std::string& types) {
   add("store_kernel<" + types + ">", &store_kernel<S, T>);
 }
 
+template <Half kFormat, int kTiles, bool kWhole, int... kQuads>
+void add_half_kernels(std::integer_sequence<int, kQuads...>) {
+  const auto name = [](int quads) {
+    return "half_forward_kernel<(affnet::Half)" + std::to_string(static_cast<int>(kFormat)) + ", " +
+           std::to_string(kTiles) + ", " + std::to_string(quads) + ", " + (kWhole ? "true" : "false") + ">";
+  };
+  (add(name(kQuads), half_forward_kernel<kFormat, kTiles, kQuads, kWhole>), ...);
+}
+
+template <Half kFormat>
+void add_half_kernels() {
+  add_half_kernels<kFormat, 1, true>(HalfQuads<1>{});
+  add_half_kernels<kFormat, 1, false>(HalfQuads<1>{});
+  add_half_kernels<kFormat, 2, true>(HalfQuads<2>{});
+  add_half_kernels<kFormat, 2, false>(HalfQuads<2>{});
+  add_half_kernels<kFormat, 3, false>(HalfQuads<3>{});
+}
+
 void add_one_launch_kernels() {
+  add_half_kernels<Half::kFloat16>();
+  add_half_kernels<Half::kBfloat16>();
   const auto add_instance = [](const SingleInstance& i, SingleKernel kernel) {
     add("single_forward_kernel<" + std::to_string(i.H) + ", " + std::to_string(i.W) + ", " + std::to_string(i.quads) +
             ">",
@@ -112,9 +133,9 @@ const HostKernel* host_kernel(const char* mangled) {
   if (std::strncmp(mangled, "_ZN6affnet", 10) != 0) return nullptr;
   if (host_kernels.empty()) add_kernels();
   char* const demangled = abi::__cxa_demangle(mangled, nullptr, nullptr, nullptr);
-  std::string name = demangled;  // "void affnet::<name>(<parameters>)"
+  std::string name = demangled;  // "void affnet::<name>(<parameters>)", with no parenthesis in the parameters
   std::free(demangled);
-  name = name.substr(0, name.find('('));
+  name = name.substr(0, name.rfind('('));
   const auto found = host_kernels.find(name.substr(name.find("affnet::") + 8));
   return found == host_kernels.end() ? nullptr : &found->second;
 }
@@ -220,6 +241,11 @@ using namespace affnet;  // NOLINT: the functions below are those of the librari
 extern "C" {
 
 int64_t affnet_count(int which) { return reinterpret_cast<int64_t*>(&counts)[which]; }
+// The one symbol in device memory: the constants of the transforms.
+cudaError_t cudaGetSymbolAddress(void** address, const void*) {
+  static const auto table = make_dft_table();
+  return *address = const_cast<uint32_t*>(table.data()), cudaSuccess;
+}
 void affnet_run_kernels(bool run) { run_kernels = run; }
 const char* affnet_findings() { return emulator::summary(report); }
 

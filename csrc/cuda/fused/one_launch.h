@@ -11,6 +11,7 @@
 
 #include "../../checks.h"
 #include "../launch.h"
+#include "half_kernel.h"
 #include "path.h"
 #include "single.h"
 
@@ -54,6 +55,53 @@ inline Path path_of(const Sizes& n, const at::Tensor& x, bool backward) {
   return found->second;
 }
 
+// The largest power of two, up to 16, that divides both addresses.
+inline int64_t alignment_of(const void* a, const void* b) {
+  constexpr uintptr_t kMost = 16;
+  const uintptr_t bits = reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b) | kMost;
+  return static_cast<int64_t>(bits & -bits);
+}
+
+// The transforms' constants on a device, asked for once.
+inline const uint32_t* known_dft_table(int device) {
+  static auto* const mutex = new std::mutex;
+  static auto* const known = new std::map<int, const uint32_t*>;
+  const std::lock_guard lock(*mutex);
+  const uint32_t*& table = (*known)[device];
+  if (table == nullptr) table = dft_table();
+  return table;
+}
+
+// What both kinds of arguments have in common.
+template <typename Arguments>
+void set_parameters(Arguments& a, const Parameters& p, double threshold, Activation activation) {
+  a.w1 = p.w1.const_data_ptr<float>(), a.b1 = p.b1.const_data_ptr<float>();
+  a.w2 = p.w2.const_data_ptr<float>(), a.b2 = p.b2.const_data_ptr<float>();
+  a.threshold = static_cast<float>(threshold), a.activation = activation;
+}
+
+inline void launch_single(const Sizes& n, const at::Tensor& x, const at::Tensor& y, SingleArguments a,
+                          const SinglePlan& plan) {
+  a.x = x.const_data_ptr<float>(), a.y = y.data_ptr<float>();
+  a.B = n.B, a.ctas_per_block = plan.ctas_per_block;
+  a.K = static_cast<int>(n.K), a.D = static_cast<int>(n.D), a.H = static_cast<int>(n.H), a.W = static_cast<int>(n.W);
+  a.images = plan.images, a.strides = plan.strides;
+  launch(single_kernel(plan), plan.grid(n.K), plan.threads, plan.shared_bytes, at::cuda::getCurrentCUDAStream(), a);
+}
+
+// A view of x that is aligned to less than 16 bytes has a plan of its own; if there is none, it is copied.
+inline void launch_half(const at::Tensor& x, const at::Tensor& y, HalfArguments a, const Path& path) {
+  HalfFacts facts = path.half_facts;
+  HalfPlan plan = path.half;
+  facts.alignment = alignment_of(x.const_data_ptr(), y.const_data_ptr());
+  if (facts.alignment != path.half_facts.alignment) plan = plan_half(facts);
+  if (plan.tiles == 0) return launch_half(x.clone(), y, a, path);
+  a.x = static_cast<const uint16_t*>(x.const_data_ptr()), a.y = static_cast<uint16_t*>(y.data_ptr());
+  set_half_shape(a, facts, plan, known_dft_table(x.get_device()));
+  const Half format = x.scalar_type() == at::kBFloat16 ? Half::kBfloat16 : Half::kFloat16;
+  launch(half_kernel(plan, format), plan.ctas, plan.threads, plan.shared_bytes, at::cuda::getCurrentCUDAStream(), a);
+}
+
 inline at::Tensor one_launch_forward(const Sizes& n,
                                      const at::Tensor& x,  // [B, C, H, W]
                                      const Parameters& parameters, double threshold, Activation activation,
@@ -61,16 +109,15 @@ inline at::Tensor one_launch_forward(const Sizes& n,
   const at::Tensor from = x.contiguous();
   const Parameters p = parameters.contiguous();
   at::Tensor y = at::empty_like(from);
-  const SinglePlan& plan = path.single;
-  SingleArguments a{};
-  a.x = from.const_data_ptr<float>(), a.y = y.data_ptr<float>();
-  a.w1 = p.w1.const_data_ptr<float>(), a.b1 = p.b1.const_data_ptr<float>();
-  a.w2 = p.w2.const_data_ptr<float>(), a.b2 = p.b2.const_data_ptr<float>();
-  a.B = n.B, a.ctas_per_block = plan.ctas_per_block;
-  a.K = static_cast<int>(n.K), a.D = static_cast<int>(n.D), a.H = static_cast<int>(n.H), a.W = static_cast<int>(n.W);
-  a.images = plan.images, a.strides = plan.strides;
-  a.threshold = static_cast<float>(threshold), a.activation = activation;
-  launch(single_kernel(plan), plan.grid(n.K), plan.threads, plan.shared_bytes, at::cuda::getCurrentCUDAStream(), a);
+  if (from.scalar_type() == at::kFloat) {
+    SingleArguments a{};
+    set_parameters(a, p, threshold, activation);
+    launch_single(n, from, y, a, path.single);
+  } else {
+    HalfArguments a{};
+    set_parameters(a, p, threshold, activation);
+    launch_half(from, y, a, path);
+  }
   return y.contiguous(memory_format_of(x));
 }
 

@@ -19,6 +19,7 @@
 //                      another 0.14 clocks. That is 1.5 times as fast as planned at most, for a kernel of its own.
 #pragma once
 
+#include "half.h"
 #include "single_plan.h"
 
 namespace affnet {
@@ -67,9 +68,15 @@ struct Path {
   Refusal refusal;   // kNone: one launch
   OneLaunch launch;  // of a call that has too little shared memory, only the bytes it would take
   SinglePlan single;
+  HalfFacts half_facts;
+  HalfPlan half;
 
   constexpr bool one_launch() const { return refusal == Refusal::kNone; }
 };
+
+constexpr bool has_half_kernel(Element element) {
+  return element == Element::kFloat16 || element == Element::kBfloat16;
+}
 
 constexpr Path choose_path(const PathFacts& f) {
   Path path{};
@@ -79,9 +86,21 @@ constexpr Path choose_path(const PathFacts& f) {
   };
   if (!f.allowed) return refused(Refusal::kSwitchedOff);
   if (f.capability < kLeastCapability) return refused(Refusal::kDevice);
-  if (f.element != Element::kFloat32) return refused(Refusal::kType);
+  if (f.element == Element::kFloat64) return refused(Refusal::kType);
   if (f.backward) return refused(Refusal::kBackward);
-  path.single = plan_single(f.B, f.H, f.W, f.K, f.D, f.Dh, shared_limit(f.capability));
+  const int limit = shared_limit(f.capability);
+  if (has_half_kernel(f.element)) {
+    constexpr int kAlignment = 16, kUnlimited = 1 << 30;  // x that has less alignment takes the same path
+    path.half_facts = {f.B, f.H, f.W, f.K, f.D, f.Dh, kAlignment, kUnlimited};
+    const HalfPlan plan = plan_half(path.half_facts);
+    path.launch = {plan.ctas, plan.threads, plan.shared_bytes, 1, plan.quads <= 4 ? 1 : 2};
+    path.half_facts.shared_bytes = limit;
+    path.half = plan_half(path.half_facts);
+    if (plan.tiles == 0) return refused(Refusal::kSizes);
+    if (path.half.tiles == 0) return refused(Refusal::kSharedMemory);
+    return path;
+  }
+  path.single = plan_single(f.B, f.H, f.W, f.K, f.D, f.Dh, limit);
   const SinglePlan& plan = path.single;
   path.launch = {plan.grid(f.K), plan.threads, plan.shared_bytes, plan.images, 0};
   if (plan.shared_bytes == 0) return refused(Refusal::kSizes);

@@ -15,13 +15,13 @@ struct SingleLayout {
   static constexpr int kImagePlanes = 2 * kQuads;  // in shared memory; those that the block has not are zero
   static constexpr uint32_t kWeightBytes = kQuads * kQuads * kWarpThreads * 16;  // of a layer
   static constexpr uint32_t kBiasBytes = kQuads * kQuadChannels * 8;
-  static constexpr uint32_t kPlanes = 2 * (kWeightBytes + kBiasBytes);  // where the planes start
-  static_assert(kPlanes == single_layer_bytes(kQuads));
+  static_assert(2 * (kWeightBytes + kBiasBytes) == single_layer_bytes(kQuads));
 
   const SingleArguments& a;
-  int planes;  // of an image that the block has
+  int planes;      // of an image that the block has
+  uint32_t start;  // of the planes in shared memory
 
-  AFFNET_DEVICE explicit SingleLayout(const SingleArguments& a) : a(a), planes((a.D + 1) / 2) {}
+  AFFNET_DEVICE SingleLayout(const SingleArguments& a, uint32_t start) : a(a), planes((a.D + 1) / 2), start(start) {}
 
   AFFNET_DEVICE int H() const { return kH > 0 ? kH : a.H; }
   AFFNET_DEVICE int W() const { return kW > 0 ? kW : a.W; }
@@ -29,7 +29,7 @@ struct SingleLayout {
   AFFNET_DEVICE uint32_t plane_bytes() const { return (kH > 0 ? kPlaneStride : a.strides.plane) * 8; }
 
   AFFNET_DEVICE uint32_t offset(int plane, int row, int column) const {
-    return kPlanes + plane * plane_bytes() + row * row_bytes() + column * 8;
+    return start + plane * plane_bytes() + row * row_bytes() + column * 8;
   }
 
   // The image of a plane, when the planes that exist are counted through all images, of which there are up to four.

@@ -114,7 +114,9 @@ constexpr int kSingleWarps = 4;
 constexpr int kSingleThreads = kSingleWarps * kWarpThreads;
 
 // Bytes of both layers' weights and biases, and of the planes of one image.
-constexpr int single_layer_bytes(int quads) { return 2 * (quads * quads * kWarpThreads * 16 + quads * kQuadChannels * 8); }
+AFFNET_HD constexpr int single_layer_bytes(int quads) {
+  return 2 * (quads * quads * kWarpThreads * 16 + quads * kQuadChannels * 8);
+}
 constexpr int single_plane_bytes(const PlaneStrides& strides, int planes) { return planes * strides.plane * 8; }
 
 // CTAs per multiprocessor that an instance is compiled for: as many as there are registers for.
@@ -162,7 +164,7 @@ struct SinglePlan {
 // Images that a CTA takes at a time: enough to give every thread a transform.
 constexpr int single_images(int64_t B, int planes, int shorter) {
   int images = 1;
-  while (images < 4 && images < B && images * planes * shorter < kSingleThreads) images *= 2;
+  while (images < 4 && 2 * images <= B && images * planes * shorter < kSingleThreads) images *= 2;
   return images;
 }
 

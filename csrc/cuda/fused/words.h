@@ -21,11 +21,17 @@ inline const char* name_of(Element element) {
   __builtin_unreachable();
 }
 
-// The kernel of a call that is one launch, as its template arguments name it.
-inline std::string kernel_name(const Path& path) {
+// The kernel of a call that is one launch, as its template arguments name it, enumerators as numbers.
+inline std::string kernel_name(const Path& path, Element element) {
+  const auto number = [](int value) { return std::to_string(value); };
+  if (has_half_kernel(element)) {
+    const HalfPlan& plan = path.half;
+    return "half_forward_kernel<" + number(element == Element::kBfloat16 ? 1 : 0) + ", " + number(plan.tiles) + ", " +
+           number(plan.quads) + ", " + number(plan.whole ? 1 : 0) + ">";
+  }
   const SingleInstance& instance = kSingleInstances[path.single.instance];
-  return "single_forward_kernel<" + std::to_string(instance.H) + ", " + std::to_string(instance.W) + ", " +
-         std::to_string(instance.quads) + ">";
+  return "single_forward_kernel<" + number(instance.H) + ", " + number(instance.W) + ", " + number(instance.quads) +
+         ">";
 }
 
 // Empty if it is made in one launch.

@@ -1,0 +1,78 @@
+// The one-launch kernel for 16-bit tensors on the host emulator; for tests/test_cuda_fused_half.py. A build may name
+// the instances that it compiles: -DAFFNET_HALF_INSTANCES="X(1, 4) X(2, 3)", tiles and quads.
+#include <cstring>
+#include <string>
+
+#include "cuda/fused/half_instances.cuh"
+
+namespace affnet {
+namespace {
+
+constexpr auto kTable = make_dft_table();
+
+template <Half kFormat>
+HalfKernel kernel_of(const HalfPlan& plan) {
+  const auto found = {half_kernel_of<kFormat, 1>(plan), half_kernel_of<kFormat, 2>(plan),
+                      half_kernel_of<kFormat, 3>(plan)};
+  return plan.tiles == 0 ? nullptr : *(found.begin() + plan.tiles - 1);
+}
+
+const char* summary(const emulator::Report& report) {
+  static std::string text;
+  int64_t counted = 0, ideal = 0;
+  for (const auto& [line, wavefronts] : report.banks) counted += wavefronts.counted, ideal += wavefronts.ideal;
+  text = "races=" + std::to_string(report.races) + " uninitialised=" + std::to_string(report.uninitialised) +
+         " out_of_bounds=" + std::to_string(report.out_of_bounds) + " misaligned=" + std::to_string(report.misaligned) +
+         " stuck=" + std::to_string(report.stuck) + " wavefronts=" + std::to_string(counted) +
+         " ideal=" + std::to_string(ideal) + ";" + report.first;
+  for (const auto& [line, wavefronts] : report.banks) {
+    if (wavefronts.counted > wavefronts.ideal) {
+      text += " [line " + std::to_string(line) + ": " + std::to_string(wavefronts.counted) + "/" +
+              std::to_string(wavefronts.ideal) + "]";
+    }
+  }
+  return text.c_str();
+}
+
+}  // namespace
+}  // namespace affnet
+
+extern "C" {
+
+void half_plan(const affnet::HalfFacts* facts, affnet::HalfPlan* plan) { *plan = affnet::plan_half(*facts); }
+
+int half_activation(const char* name) {
+#define AFFNET_MATCH(known, enumerator) \
+  if (std::strcmp(name, known) == 0) return static_cast<int>(affnet::Activation::enumerator);
+  AFFNET_ACTIVATIONS(AFFNET_MATCH)
+#undef AFFNET_MATCH
+  return -1;
+}
+
+// Runs a call as its plan says, with so many CTAs if that is not 0.
+const char* half_forward(const affnet::HalfFacts* facts, const uint16_t* x, uint16_t* y, const float* w1,
+                         const float* b1, const float* w2, const float* b2, float threshold, int activation,
+                         bool bfloat16, int64_t ctas, bool count_banks) {
+  using affnet::Half;
+  const affnet::HalfPlan plan = affnet::plan_half(*facts);
+  affnet::HalfArguments a{.x = x, .y = y, .w1 = w1, .b1 = b1, .w2 = w2, .b2 = b2};
+  a.threshold = threshold;
+  a.activation = static_cast<affnet::Activation>(activation);
+  affnet::set_half_shape(a, *facts, plan, affnet::kTable.data());
+  const auto kernel = bfloat16 ? affnet::kernel_of<Half::kBfloat16>(plan) : affnet::kernel_of<Half::kFloat16>(plan);
+  if (kernel == nullptr) return "no instance";
+  affnet::emulator::Report report;
+  const size_t elements = facts->B * facts->K * facts->D * facts->H * facts->W;
+  const size_t weights = 8 * facts->K * facts->D * facts->D, biases = 8 * facts->K * facts->D;
+  report.global = {{x, 2 * elements},
+                   {y, 2 * elements},
+                   {w1, weights},
+                   {b1, biases},
+                   {w2, weights},
+                   {b2, biases},
+                   {affnet::kTable.data(), sizeof(affnet::kTable)}};
+  affnet::emulator::launch(
+      ctas > 0 ? ctas : plan.ctas, plan.threads, plan.shared_bytes, report, [&] { kernel(a); }, count_banks);
+  return affnet::summary(report);
+}
+}
