@@ -91,7 +91,7 @@ def test_shape(name: str) -> None:
     assert_right(SHAPES[name])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ONE_LAUNCH)
 def test_one_launch(name: str, dtype: torch.dtype) -> None:
     """A forward pass is one kernel: no cuFFT plan is made and no transform runs, not even at the first call."""

@@ -1,4 +1,4 @@
-"""Transactions of shared memory that the one-launch kernels need, over those without bank conflicts, from the emulator."""
+"""Transactions of shared memory in the one-launch kernels over those without bank conflicts, from the emulator."""
 
 from __future__ import annotations
 
