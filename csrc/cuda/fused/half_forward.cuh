@@ -83,7 +83,7 @@ half_forward_kernel(const HalfArguments a) {
       }
     }
     barrier();
-    const Guard guard(norms, largest_of(at.magnitudes, a.D), a.root, a.spread);
+    const Guard guard(norms, largest_of(at.magnitudes, a.D), a.root, a.spread, a.activation);
     map_image<kFormat, kTiles, kQuads>(a, at, guard);
     barrier();
     InverseConstants<kTiles> constants(a);
