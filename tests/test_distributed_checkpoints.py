@@ -60,15 +60,15 @@ def one_more_step(processes: Any, recipe: Recipe, out: Path, fsdp: bool) -> None
 
 
 def test_a_checkpoint_loads_in_any_number_of_processes(tmp_path: Path) -> None:
-    """A run of five steps, each by other processes, is the run of one process; float64."""
-    recipe = small_task.RECIPE.replace(limit=32, options={"double": True, "weighted": True})
+    """A run of four steps, each by other processes, is the run of one process; float64."""
+    recipe = small_task.RECIPE.replace(limit=26, options={"double": True, "weighted": True})
     train(recipe, settings(tmp_path / "one"))
-    for world, fsdp in ((1, False), (2, True), (4, False), (2, True)):
+    for world, fsdp in ((1, False), (4, False), (2, True)):
         run_in_processes(world, one_more_step, tmp_path / "results", recipe, tmp_path / "many", fsdp)
-    shards = list((tmp_path / "many" / "checkpoint-4").glob("*.distcp"))
-    assert len(shards) == 2
+    for number, files in ((2, 4), (3, 2)):  # of which each process has written one
+        assert len(list((tmp_path / "many" / f"checkpoint-{number}").glob("*.distcp"))) == files
     train(recipe, settings(tmp_path / "many"))
-    assert len(losses(tmp_path / "many")) == 5
+    assert len(losses(tmp_path / "many")) == 4
     assert losses(tmp_path / "many") == pytest.approx(losses(tmp_path / "one"), rel=1e-10)
 
 
@@ -113,7 +113,7 @@ MOMENTS: dict[str, tuple[Any, str, Any]] = {
 }
 
 
-def killed_while_saving(_: Processes, out: Path, moment: str, step: int) -> None:
+def killed_while_saving(processes: Processes, out: Path, moment: str, step: int) -> None:
     """Train, and die in the checkpoint after `step`."""
     owner, name, replacement = MOMENTS[moment]
 
@@ -123,7 +123,7 @@ def killed_while_saving(_: Processes, out: Path, moment: str, step: int) -> None
             setattr(owner, name, _unless_part(replacement) if name == "rmtree" else replacement)
 
     patch_save(arm)
-    train(tiny_task.RECIPE, settings(out))
+    train(tiny_task.RECIPE, settings(out), processes)
 
 
 def _unless_part(function: Callable[..., None]) -> Callable[..., None]:
@@ -144,10 +144,19 @@ def test_a_kill_while_a_checkpoint_is_written(
     assert sorted(path.name for path in out.glob("*checkpoint*")) == ["checkpoint-14", "checkpoint-15"]
 
 
-def killed_in_one_process(processes: Processes, out: Path) -> None:
+def killed_beside_another(processes: Processes, out: Path) -> None:
     if processes.rank == 1:
         killed_while_saving(processes, out, "after the tensors", 7)
     train(tiny_task.RECIPE, settings(out), processes)
+
+
+def test_a_kill_of_one_process_while_both_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The other one stops; one process goes on alone from the previous checkpoint."""
+    out = tmp_path / "run"
+    run_in_processes(2, killed_beside_another, tmp_path / "results", out, killed=True)
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-5", "checkpoint-6"]
+    train(tiny_task.RECIPE, settings(out))
+    assert "train: resumed after step 6 of 15" in capsys.readouterr().err
 
 
 def flip(path: Path) -> None:
