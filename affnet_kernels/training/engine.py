@@ -21,7 +21,6 @@ from affnet_kernels.training.processes import Processes
 from affnet_kernels.training.recipe import Recipe
 from affnet_kernels.training.sampling import Batch, Plan, Readable, StepSampler, loader, seed_of
 from affnet_kernels.training.schedule import decayed, rate_factor
-from affnet_kernels.training.sharded import Checkpoints, load_states, states
 from affnet_kernels.training.tasks import task_of
 
 # What a checkpoint keeps of a Trainer beside its network's, optimiser's and average's states.
@@ -88,9 +87,12 @@ class Trainer:
     """A run: its network, optimiser, average, data and position."""
 
     def __init__(self, recipe: Recipe, settings: Settings, processes: Processes) -> None:
+        from affnet_kernels.training.sharded import Checkpoints  # takes a second, which other commands need not wait
+
         self.recipe, self.settings, self.processes = recipe, settings, processes
-        self.main = processes.rank == 0
         self.store = Checkpoints(settings.out, processes)
+        self.main = processes.rank == 0
+
         saved = self._open_folder()
         torch.manual_seed(recipe.seed)
         self.task = task_of(recipe)
@@ -256,16 +258,16 @@ class Trainer:
 
     def _save(self) -> None:
         self.seconds = time.perf_counter() - self.started
-        state = states(self.model, self.optimizer, self.average)
-        state |= {name: getattr(self, name) for name in COUNTERS}
-        self.store.save(state | {"schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict()})
+        values = {name: getattr(self, name) for name in COUNTERS}
+        values |= {"schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict()}
+        self.store.save(values, self.model, self.optimizer, self.average)
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        load_states(state, self.model, self.optimizer, self.average)
-        self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
+    def _restore(self, values: dict[str, Any]) -> None:
+        self.store.restore(values, self.model, self.optimizer, self.average)
+        self.schedule.load_state_dict(values["schedule"])
+        self.scaler.load_state_dict(values["scaler"])
         for name in COUNTERS:
-            setattr(self, name, state[name])
+            setattr(self, name, values[name])
         self._say(f"train: resumed after step {self._steps_done()} of {self.plan.total} in {self.settings.out}")
 
     def _finish(self) -> Summary:
