@@ -88,7 +88,7 @@ pybind11::dict cuda_path(const std::string& dtype, int64_t B, int64_t H, int64_t
       found["shared_bytes"] = launch.shared_bytes;
       found["images"] = launch.images;
       found["unit_tiles"] = launch.unit_tiles;
-      found["kernel"] = affnet::kernel_name(path, element);
+      found["kernel"] = affnet::kernel_name(path, element, backward);
     }
     return found;
   }

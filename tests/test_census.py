@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.static import census
+from affnet_kernels import MixerSpec
+from benchmarks.static import census, one_launch, predict
+from benchmarks.static.costs import Cost
 from benchmarks.static.graph import Graph
 from benchmarks.static.sass import functions
 
@@ -155,3 +159,77 @@ def test_a_compiled_kernel(tmp_path: Path, arch: int) -> None:
             cost.instructions
             == graph.cost({"images": 0, "tiles": 7}).instructions + 10 * graph.once("images", {"tiles": 7}).instructions
         )
+
+
+SILU = Cost({"tensor": 400, "float": 3000, "#HMMA.16816.F32": 400, "#shared bytes": 102400})
+COUNTED = one_launch.Count(
+    shape=one_launch.Shape(32, 16, "bfloat16"),
+    arch=90,
+    launch={"images": 1, "threads": 128, "shared_bytes": 71 * 1024, "ctas": 256, "unit_tiles": 1},
+    usage=census.Usage(160, 0, 0),
+    once=SILU,
+    relu=Cost({"tensor": 400, "float": 2700}),
+    unnamed=[],
+    before=Cost({"float": 500}),
+    code=5000,
+)
+
+
+def test_a_count_is_given_for_an_element() -> None:
+    elements = 16 * 32 * 32
+    assert COUNTED.instructions == 3400 * 4 * 32 / elements
+    assert COUNTED.relu_instructions == 3100 * 4 * 32 / elements
+    assert COUNTED.shared_bytes == 102400 * 4 / elements
+    assert COUNTED.ctas == 3  # 65536 registers and 228 KiB hold three times 160 * 128 and 72 KiB
+    assert one_launch.faults(COUNTED) == []
+    (line,) = one_launch.table([COUNTED], {COUNTED.shape: 1.25}).splitlines()[2:]
+    assert [cell.strip() for cell in line.split("|")[1:12]] == [
+        *("D=16 32x32 bfloat16", "90", "160", "0", "71", "3", "24.2", "29", "26.6", "27.6", "25.0")
+    ]
+
+
+def test_what_is_beyond_its_bounds_is_named() -> None:
+    found = replace(COUNTED, relu=Cost({"float": 3713}), once=Cost({"float": 4300}), usage=census.Usage(255, 8, 0))
+    assert one_launch.faults(replace(found, unnamed=["a.cuh:3"])) == [
+        "29.0 instructions an element, 29 are allowed",
+        "SiLU takes 1.16 times ReLU's instructions, 1.15 is allowed",
+        "spills 8 bytes, none is allowed for a released network's map",
+        "a loop does not say how often it runs: a.cuh:3",
+    ]
+    assert one_launch.faults(replace(COUNTED, shape=one_launch.Shape(28, 16, "bfloat16"), relu=SILU)) == []
+
+
+@pytest.mark.parametrize(
+    ("mangled", "name"),
+    [
+        (
+            "_ZN6affnet21single_forward_kernelILi32ELi32ELi4EEEvNS_15SingleArgumentsE",
+            "single_forward_kernel<32, 32, 4>",
+        ),
+        (
+            "_ZN6affnet19half_forward_kernelILNS_4HalfE1ELi2ELi10ELb0EEEvNS_13HalfArgumentsE",
+            "half_forward_kernel<1, 2, 10, 0>",
+        ),
+    ],
+)
+def test_the_name_of_a_kernel(mangled: str, name: str) -> None:
+    assert one_launch.template_name(mangled) == name
+    with pytest.raises(ValueError, match="expected the name of a kernel, got _ZN6affnet13reduce_kernelIfEEvPf"):
+        one_launch.template_name("_ZN6affnet13reduce_kernelIfEEvPf")
+
+
+def test_one_launch_is_predicted_by_the_model_of_triton() -> None:
+    spec = MixerSpec(64, 128, 32, 32, 8, 16, torch.bfloat16, torch.device("cuda"), "silu")
+    bounds = predict.one_launch_bounds(spec, COUNTED)
+    tiles = 64 * 8
+    assert bounds.bytes == pytest.approx(2 * 2 * 64 * 128 * 1024 / 4.3e6)
+    assert bounds.issue == pytest.approx(4 * (tiles * 3400 + 256 * 500) / 132 / (4 * 1755))
+    assert bounds.matrix == pytest.approx(4 * tiles * 400 * 2 * 16 * 8 * 16 / (0.62 * 989e6))
+    assert bounds.shared == pytest.approx(4 * tiles * 102400 / 132 / (128 * 1755))
+    assert bounds.predicted == pytest.approx(2 * max(bounds[:4]) + 3)
+    float32 = spec._replace(dtype=torch.float32)
+    assert predict.planned_bounds(float32).bytes == pytest.approx((4 + 4 * 4.25 + 4 + 12) * 64 * 128 * 1024 / 4.3e6)
+    assert predict.planned_bounds(spec).bytes == pytest.approx((6 + 4 + 4 * 4.25 + 4 + 8) * 64 * 128 * 1024 / 4.3e6)
+    assert predict.planned_bounds(spec).launches == 5
+    with pytest.raises(ValueError, match=r"expected HMMA\.1688 or HMMA\.16816, got #IMMA"):
+        predict.one_launch_bounds(spec, replace(COUNTED, once=Cost({"#IMMA.16816": 1})))

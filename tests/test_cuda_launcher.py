@@ -19,8 +19,10 @@ from torch import Tensor
 from affnet_kernels import MixerSpec, fused_aff_mixer
 from affnet_kernels.backends import native
 from tests.helpers import (
+    GRADIENT_BOUND,
     PARAMETERS,
     SHAPES,
+    THRESHOLD,
     Shape,
     assert_forward,
     assert_gradients,
@@ -28,6 +30,7 @@ from tests.helpers import (
     leaf,
     make_case,
     make_inputs,
+    relative_error,
 )
 
 RUNTIME = ctypes.CDLL(None)
@@ -91,7 +94,7 @@ def test_shape(name: str) -> None:
     assert_right(SHAPES[name])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ONE_LAUNCH)
 def test_one_launch(name: str, dtype: torch.dtype) -> None:
     """A forward pass is one kernel: no cuFFT plan is made and no transform runs, not even at the first call."""
@@ -110,6 +113,31 @@ def test_one_launch(name: str, dtype: torch.dtype) -> None:
     assert first | {"attributes": 0} == again
     assert first["attributes"] <= 1
     assert again == dict.fromkeys(COUNTS, 0) | {"launches": 1}
+
+
+@pytest.mark.parametrize("name", ["shipped, D=18", "224 pixels, 7x7", "a wide one"])
+@pytest.mark.parametrize(("input_grad", "parameter_grads"), [(True, True), (True, False), (False, True)])
+def test_one_launch_backward(extension: ModuleType, name: str, input_grad: bool, parameter_grads: bool) -> None:
+    """A backward pass is one kernel, and one that adds the partial sums of the parameters' gradients."""
+    shape = (SHAPES | MORE_SHAPES)[name]
+    assert path(shape, backward=True) == "one-launch"
+    extension.clear_plan_cache()
+    case = make_case(shape)
+    tensors = [tensor.cuda() for tensor in case.tensors]
+    dy = case.dy.cuda()
+    torch.use_deterministic_algorithms(False)
+    answers = []
+
+    def backward() -> None:
+        answers.append(extension.native_backward(dy, *tensors, THRESHOLD, "relu", input_grad, parameter_grads))
+
+    backward()
+    assert counted(backward) == dict.fromkeys(COUNTS, 0) | {"launches": 1 + parameter_grads}
+    for gradients in answers:
+        for wanted, got, expected in zip(
+            (input_grad, *(4 * (parameter_grads,))), gradients, case.gradients, strict=True
+        ):
+            assert (relative_error(got, expected) <= GRADIENT_BOUND[torch.float32]) if wanted else got.shape == (0,)
 
 
 @pytest.mark.parametrize("name", ["shipped, D=18", "224 pixels, 7x7"])

@@ -121,6 +121,8 @@ def explain_choice(
 ) -> Explanation:
     """What `select` does for a call, in words."""
     refusals = available_backends(spec)
+    chosen: str | None
+    backward: str | None
     try:
         chosen, backward = (select(spec, requested, is_backward).NAME for is_backward in (False, True))
     except (NotImplementedError, ValueError):

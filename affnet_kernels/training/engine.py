@@ -271,7 +271,7 @@ class Trainer:
     def _finish(self) -> Summary:
         model = self.processes.whole(self.model if self.average is None else self.average.module)
         if self.main:
-            logs.draw_curves(self.epochs_table.rows, self.settings.out / CURVES)
+            logs.draw_curves(self.epochs_table.rows, self.steps_table.rows, self.settings.out / CURVES)
             if self.events is not None:
                 self.events.close()
             self.task.preview(model.eval(), self.settings.out / PREVIEW)

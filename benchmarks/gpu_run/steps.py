@@ -27,7 +27,7 @@ from benchmarks.measure import one_line
 from benchmarks.providers import Unavailable
 
 SANITIZED = Case("sanitizer", 2, 26, 7, 7, direction="forward+backward", blocks=2)
-TESTS_FIRST = ("test_triton.py", "test_gpu_cuda.py", "test_forward.py", "test_backward.py")
+TESTS_FIRST = ("test_gpu_one_launch.py", "test_triton.py", "test_gpu_cuda.py", "test_forward.py", "test_backward.py")
 # Beside the step of its own that runs the sanitizer: each of these tests takes a minute or more.
 TESTS_LEFT_OUT = "sanitizer"
 

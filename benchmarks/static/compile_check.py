@@ -3,7 +3,8 @@
     python -m benchmarks.static.compile_check [--short]
 
 prints the registers, spills, shared memory and matrix instructions of each, and fails if a kernel spills more than its
-launch table allows, or takes more shared memory than the table states or the architecture has.
+launch table allows, or takes more shared memory than the table states or the architecture has. Of the one-launch CUDA
+kernels it counts the instructions that they execute too (one_launch.py), and fails if they are beyond their bounds.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from affnet_kernels.backends.triton.compilation import backward_job, compile_job, forward_job
 from affnet_kernels.backends.triton.launch_table import BACKWARD, FORWARD, find_row
 from affnet_kernels.spec import MixerSpec
+from benchmarks.static import one_launch
 from benchmarks.static.ptxas import cuda_rows
 
 SHARED_LIMIT = {80: 163, 89: 99, 90: 227, 100: 227}  # KiB per CTA, by compute capability
@@ -139,6 +141,25 @@ def print_row(row: Row) -> None:
     )
 
 
+def one_launch_row(found: one_launch.Count) -> Row:
+    """A one-launch kernel of the census; what it executes is in the census's own table."""
+    cost, usage = found.once, found.usage
+    matrices = {kind[1:]: int(count) for kind, count in sorted(cost.items()) if "MMA" in kind}
+    return Row(
+        kernel="cuda one launch",
+        case=found.shape.words,
+        arch=found.arch,
+        registers=usage.registers,
+        spill=usage.spill,
+        spill_allowed=0,
+        shared=-(-(found.launch["shared_bytes"] + usage.static_shared) // 1024),
+        shared_allowed=SHARED_LIMIT[found.arch],
+        mma=" + ".join(f"{count} {name}" for name, count in matrices.items()) + " an image and warp",
+        instructions=found.code,
+        seconds=0.0,
+    )
+
+
 PROVIDERS: tuple[Provider, ...] = (triton_rows, cuda_rows)
 
 
@@ -155,6 +176,12 @@ def main() -> int:
         for row in provider(short):
             print_row(row)
             failed += bool(row.faults)
+    counted = list(one_launch.census(short))
+    for count in counted:
+        row = one_launch_row(count)
+        print_row(row)
+        failed += bool(row.faults)
+    failed += one_launch.report(counted)
     print(f"{failed} kernels over their limits" if failed else "all kernels within their limits")
     return failed > 0
 

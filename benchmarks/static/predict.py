@@ -1,12 +1,15 @@
-"""Predicts the times of the Triton forward kernels from their compiled code, to judge the first measurements by.
+"""Predicts the times of the forward pass on each of its ways from compiled code, to judge the first measurements by.
 
     python -m benchmarks.static.predict
 
-It prints three lower bounds for an H200 at batch 64: the bytes of x and y at 4.3 TB/s; the matrix products, padding
-included, at 62 % of 989 TFLOP/s in half precision, with three products for each one in float32; and the instructions
-of the compiled code, each chunk's code counted as often as it runs, at four per cycle and 1.755 GHz on 132
-multiprocessors. The prediction is an estimate on top: twice the highest bound, for latencies and barriers, plus 3 us
-for a launch.
+It prints four lower bounds for an H200 at batch 64: the bytes of x and y at 4.3 TB/s; the matrix products, padding
+included, at 62 % of 989 TFLOP/s in half precision, with three products for each one in float32 (and TF32 at half that
+rate); the instructions of the compiled code, each chunk's or loop's code counted as often as it runs, at four per cycle
+and 1.755 GHz on 132 multiprocessors; and the bytes of shared memory at 128 per cycle, where they are counted. The
+prediction is an estimate on top: twice the highest bound, for latencies and barriers, plus 3 us for a launch.
+
+By cuFFT, "planned", every step reads and writes the whole tensor or its half spectrum; none of it is taken to be in a
+cache. The share is a copy's time, of x and y at 4.3 TB/s, in the predicted one.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ import math
 import re
 import subprocess
 import tempfile
+from typing import NamedTuple
 
 import torch
 
 from affnet_kernels.backends.triton.tile import Tile
 from affnet_kernels.spec import MixerSpec
 from benchmarks.cases import SHIPPED
+from benchmarks.static import one_launch
 from benchmarks.static.compile_check import BLOCKS, compile_row
 
 BATCH, MULTIPROCESSORS, ISSUED_PER_US = 64, 132, 4 * 1755
@@ -57,24 +62,86 @@ def products(tile: Tile) -> int:
     return 2 * (transforms + rows * 2 * 2 * tile.DP * 2 * tile.DHP)
 
 
+class Bounds(NamedTuple):
+    """Microseconds that a call cannot be faster than."""
+
+    bytes: float
+    matrix: float
+    issue: float
+    shared: float
+    launches: int = 1
+
+    @property
+    def predicted(self) -> float:
+        return 2 * max(self[:4]) + 3 * self.launches
+
+
+def triton_bounds(spec: MixerSpec) -> Bounds:
+    compiled, row, tile = compile_row("forward", spec, 90)
+    tiles = BATCH * BLOCKS / tile.IMAGES
+    issue = instructions(compiled.asm["cubin"], tile) * row.warps * tiles / MULTIPROCESSORS / ISSUED_PER_US
+    flops = products(tile) * tiles * tile.PASSES
+    return Bounds(moved(spec) / BYTES_PER_US, flops / FLOP_PER_US, issue, 0.0)
+
+
+def one_launch_bounds(spec: MixerSpec, found: one_launch.Count) -> Bounds:
+    """The grid is persistent: the weights are loaded once a CTA, and a CTA takes several groups of images."""
+    launch = found.launch
+    groups = BATCH * BLOCKS / launch["images"]  # iterations of all CTAs
+    cost = found.once.times(groups).plus(found.before.times(launch["ctas"])).times(found.warps / MULTIPROCESSORS)
+    flops = sum(count * _matrix_flops(kind) for kind, count in cost.items() if "MMA" in kind) * MULTIPROCESSORS
+    shared = cost["#shared bytes"] / (128 * 1755)
+    return Bounds(moved(spec) / BYTES_PER_US, flops / FLOP_PER_US, cost.instructions / ISSUED_PER_US, shared)
+
+
+def _matrix_flops(kind: str) -> float:
+    """Of a matrix instruction of a warp; in TF32 as many as in half precision take the time."""
+    shape = re.search(r"HMMA\.16(8?)(8|16)\.", kind)
+    if shape is None:
+        raise ValueError(f"predict: expected HMMA.1688 or HMMA.16816, got {kind}")
+    return 2 * 16 * 8 * int(shape[2]) * (2 if "TF32" in kind else 1)
+
+
+def planned_bounds(spec: MixerSpec) -> Bounds:
+    """cuFFT, the map, cuFFT, and a kernel that adds x; for 16-bit types one before that converts."""
+    item = spec.dtype.itemsize
+    spectrum = 8 * spec.frequencies / spec.width
+    converted = item + 4 if item == 2 else 0
+    each = converted + (4 + spectrum) + 2 * spectrum + (spectrum + 4) + (4 + 2 * item)
+    elements = spec.batch * spec.channels * spec.height * spec.width
+    return Bounds(each * elements / BYTES_PER_US, 0.0, 0.0, 0.0, launches=5 if item == 2 else 4)
+
+
+def moved(spec: MixerSpec) -> int:
+    """Bytes of x and y."""
+    return 2 * spec.batch * spec.channels * spec.height * spec.width * spec.dtype.itemsize
+
+
 def main() -> None:
-    print(f"{'map':9}{'C':>4}  {'type':9}{'MB':>5}{'GFLOP':>7}{'bytes':>7}{'matrix':>8}{'issue':>7}{'predicted':>12}")
-    for channels, height in sorted(SHIPPED, key=lambda shape: (-shape[1], shape[0])):
-        for dtype in (torch.bfloat16, torch.float32):
-            size = channels // BLOCKS
-            spec = MixerSpec(BATCH, channels, height, height, BLOCKS, size, dtype, torch.device("cuda"), "relu")
-            compiled, row, tile = compile_row("forward", spec, 90)
-            tiles = BATCH * BLOCKS / tile.IMAGES
-            moved = 2 * BATCH * channels * height**2 * dtype.itemsize
-            flops = products(tile) * tiles * tile.PASSES
-            issue = instructions(compiled.asm["cubin"], tile) * row.warps * tiles / MULTIPROCESSORS / ISSUED_PER_US
-            ceilings = moved / BYTES_PER_US, flops / FLOP_PER_US, issue
-            print(
-                f"{f'{height}x{height}':9}{channels:4}  {str(dtype).removeprefix('torch.'):9}{moved / 1e6:5.1f}"
-                f"{flops / tile.PASSES / 1e9:7.2f}{ceilings[0]:7.1f}{ceilings[1]:8.1f}{issue:7.1f}"
-                f"{2 * max(ceilings) + 3:12.0f}",
-                flush=True,
+    print(
+        f"{'map':7}{'C':>4}  {'type':9}{'way':11}{'bytes':>7}{'matrix':>8}{'issue':>7}{'shared':>8}{'predicted':>11}"
+        f"{'of a copy':>11}"
+    )
+    shapes = sorted(SHIPPED, key=lambda shape: (-shape[1], shape[0]))
+    for dtype in (torch.bfloat16, torch.float32):
+        name = str(dtype).removeprefix("torch.")
+        wanted = [one_launch.Shape(height, channels // BLOCKS, name) for channels, height in shapes]
+        counted = {count.shape: count for count in one_launch.counts(wanted, 90)}
+        for (channels, height), shape in zip(shapes, wanted, strict=True):
+            spec = MixerSpec(
+                BATCH, channels, height, height, BLOCKS, channels // BLOCKS, dtype, torch.device("cuda"), "silu"
             )
+            ways = {"triton": triton_bounds(spec), "planned": planned_bounds(spec)}
+            if shape in counted:
+                ways["one launch"] = one_launch_bounds(spec, counted[shape])
+            for way, bounds in ways.items():
+                copy = moved(spec) / BYTES_PER_US
+                print(
+                    f"{f'{height}x{height}':7}{channels:4}  {name:9}{way:11}"
+                    f"{bounds.bytes:7.1f}{bounds.matrix:8.1f}{bounds.issue:7.1f}{bounds.shared:8.1f}"
+                    f"{bounds.predicted:11.0f}{copy / bounds.predicted:11.0%}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -255,11 +255,15 @@ Gradients backward(const at::Tensor& dy,  // [B, C, H, W]
   const Sizes n = check_sizes(name, x, parameters);
   check_dy(name, dy, x);
   check_limits(name, n);
+  const Activation act = activation_named(name, activation);
   const c10::cuda::CUDAGuard guard(x.device());
+  const Path path = path_of(n, x, true);
+  if (path.one_launch()) {
+    return one_launch_backward(n, dy, x, parameters, sparsity_threshold, act, input_grad, parameter_grads, path);
+  }
   return with_types(name, x.scalar_type(), [&](auto s, auto t) {
     const CallFacts facts = facts_of<decltype(s)>(n, x.get_device(), true, parameter_grads);
-    Call<decltype(s), decltype(t)> call(n, x, parameters, sparsity_threshold, activation_named(name, activation), facts,
-                                        input_grad);
+    Call<decltype(s), decltype(t)> call(n, x, parameters, sparsity_threshold, act, facts, input_grad);
     Gradients gradients = run_backward(call, dy.contiguous(), input_grad);
     at::Tensor& dx = std::get<0>(gradients);
     if (input_grad) dx = dx.contiguous(memory_format_of(x));

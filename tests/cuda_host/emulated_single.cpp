@@ -21,13 +21,12 @@ void plan_single(int64_t B, int64_t H, int64_t W, int64_t K, int64_t D, int64_t 
 const char* run_single(const affnet::SingleArguments* a, const affnet::SinglePlan* plan, bool count_banks) {
   affnet::emulator::Report report;
   const affnet::SingleKernel kernel = affnet::single_kernel(*plan);
-  affnet::emulator::launch(plan->grid(a->K), plan->threads, plan->shared_bytes, report, [&] { kernel(*a); }, count_banks);
+  affnet::emulator::launch(
+      plan->grid(a->K), plan->threads, plan->shared_bytes, report, [&] { kernel(*a); }, count_banks);
   return affnet::emulator::summary(report);
 }
 
 int layer_bytes(int instance) { return affnet::single_layer_bytes(affnet::kSingleInstances[instance].quads); }
 
-void single_bytes(int* bytes) {
-  bytes[0] = sizeof(affnet::SinglePlan), bytes[1] = sizeof(affnet::SingleArguments);
-}
+void single_bytes(int* bytes) { bytes[0] = sizeof(affnet::SinglePlan), bytes[1] = sizeof(affnet::SingleArguments); }
 }

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "cuda/fused/half_forward.cuh"
+#include "cuda/fused/single_backward.cuh"
 #include "cuda/fused/single_forward.cuh"
 #include "cuda/planes.cuh"
 #include "cuda/spectral_map_vjp_mma.cuh"
@@ -102,18 +103,22 @@ void add_half_kernels() {
   add_half_kernels<kFormat, 3, false>(HalfQuads<3>{});
 }
 
+template <size_t kIndex>
+void add_single_kernels() {
+  constexpr SingleInstance kInstance = kSingleInstances[kIndex];
+  const std::string arguments = "<" + std::to_string(kInstance.H) + ", " + std::to_string(kInstance.W) + ", " +
+                                std::to_string(kInstance.quads) + ">";
+  add("single_forward_kernel" + arguments, single_forward_kernel<kInstance.H, kInstance.W, kInstance.quads>);
+  if constexpr (kInstance.quads <= kMaxVjpQuads) {
+    add("single_vjp_kernel" + arguments, single_vjp_kernel<kInstance.H, kInstance.W, kInstance.quads>);
+  }
+}
+
 void add_one_launch_kernels() {
   add_half_kernels<Half::kFloat16>();
   add_half_kernels<Half::kBfloat16>();
-  const auto add_instance = [](const SingleInstance& i, SingleKernel kernel) {
-    add("single_forward_kernel<" + std::to_string(i.H) + ", " + std::to_string(i.W) + ", " + std::to_string(i.quads) +
-            ">",
-        kernel);
-  };
   [&]<size_t... kIndex>(std::index_sequence<kIndex...>) {
-    (add_instance(kSingleInstances[kIndex], single_forward_kernel<kSingleInstances[kIndex].H, kSingleInstances[kIndex].W,
-                                                                  kSingleInstances[kIndex].quads>),
-     ...);
+    (add_single_kernels<kIndex>(), ...);
   }(std::make_index_sequence<std::size(kSingleInstances)>{});
 }
 

@@ -41,8 +41,7 @@ struct Twiddle {
   static constexpr Turn kTurn{k, N};
   static constexpr bool kSteep = magnitude(kTurn.sine) > magnitude(kTurn.cosine);
   static constexpr float kScale = static_cast<float>(kSteep ? kTurn.sine : kTurn.cosine);
-  static constexpr float kTangent =
-      static_cast<float>(kSteep ? kTurn.cosine / kTurn.sine : kTurn.sine / kTurn.cosine);
+  static constexpr float kTangent = static_cast<float>(kSteep ? kTurn.cosine / kTurn.sine : kTurn.sine / kTurn.cosine);
 };
 
 // (a, b) := (a + w b, a - w b) with w = exp(-2 pi i k / N).

@@ -11,6 +11,7 @@
 
 #include "../../checks.h"
 #include "../launch.h"
+#include "../spectral_map_vjp.cuh"
 #include "half_kernel.h"
 #include "path.h"
 #include "single.h"
@@ -80,13 +81,15 @@ void set_parameters(Arguments& a, const Parameters& p, double threshold, Activat
   a.threshold = static_cast<float>(threshold), a.activation = activation;
 }
 
-inline void launch_single(const Sizes& n, const at::Tensor& x, const at::Tensor& y, SingleArguments a,
-                          const SinglePlan& plan) {
-  a.x = x.const_data_ptr<float>(), a.y = y.data_ptr<float>();
+inline SingleArguments single_arguments(const Sizes& n, const at::Tensor& x, const Parameters& p, double threshold,
+                                        Activation activation, const SinglePlan& plan) {
+  SingleArguments a{};
+  set_parameters(a, p, threshold, activation);
+  a.x = x.const_data_ptr<float>();
   a.B = n.B, a.ctas_per_block = plan.ctas_per_block;
   a.K = static_cast<int>(n.K), a.D = static_cast<int>(n.D), a.H = static_cast<int>(n.H), a.W = static_cast<int>(n.W);
   a.images = plan.images, a.strides = plan.strides;
-  launch(single_kernel(plan), plan.grid(n.K), plan.threads, plan.shared_bytes, at::cuda::getCurrentCUDAStream(), a);
+  return a;
 }
 
 // A view of x that is aligned to less than 16 bytes has a plan of its own; if there is none, it is copied.
@@ -110,15 +113,50 @@ inline at::Tensor one_launch_forward(const Sizes& n,
   const Parameters p = parameters.contiguous();
   at::Tensor y = at::empty_like(from);
   if (from.scalar_type() == at::kFloat) {
-    SingleArguments a{};
-    set_parameters(a, p, threshold, activation);
-    launch_single(n, from, y, a, path.single);
+    const SinglePlan& plan = path.single;
+    SingleArguments a = single_arguments(n, from, p, threshold, activation, plan);
+    a.y = y.data_ptr<float>();
+    launch(single_kernel(plan), plan.grid(n.K), plan.threads, plan.shared_bytes, at::cuda::getCurrentCUDAStream(), a);
   } else {
     HalfArguments a{};
     set_parameters(a, p, threshold, activation);
     launch_half(from, y, a, path);
   }
   return y.contiguous(memory_format_of(x));
+}
+
+// One launch, and one that adds the partial sums of its CTAs in a fixed order.
+inline Gradients one_launch_backward(const Sizes& n,
+                                     const at::Tensor& dy,  // [B, C, H, W]
+                                     const at::Tensor& x,   // [B, C, H, W]
+                                     const Parameters& parameters, double threshold, Activation activation,
+                                     bool input_grad, bool parameter_grads, const Path& path) {
+  const SinglePlan& plan = path.single;
+  const at::Tensor from = x.contiguous(), of = dy.contiguous();
+  const Parameters p = parameters.contiguous();
+  const auto stream = at::cuda::getCurrentCUDAStream();
+  at::Tensor dx = input_grad ? at::empty_like(from) : at::empty({0}, x.options());
+  const int64_t numbers = n.K * partial_size(static_cast<int>(n.D), static_cast<int>(n.Dh));
+  const at::Tensor partials = at::empty({parameter_grads ? plan.ctas_per_block * numbers : 0}, x.options());
+  SingleVjpArguments a{};
+  a.call = single_arguments(n, from, p, threshold, activation, plan);
+  a.call.y = input_grad ? dx.data_ptr<float>() : nullptr;
+  a.dy = of.const_data_ptr<float>();
+  a.partials = parameter_grads ? partials.data_ptr<float>() : nullptr;
+  a.input_grad = input_grad;
+  launch(single_backward_kernel(plan), plan.grid(n.K), plan.threads, plan.shared_bytes, stream, a);
+  const auto gradient = [&](const at::Tensor& of_parameter) {
+    return parameter_grads ? at::empty_like(of_parameter) : at::empty({0}, of_parameter.options());
+  };
+  at::Tensor dw1 = gradient(p.w1), db1 = gradient(p.b1), dw2 = gradient(p.w2), db2 = gradient(p.b2);
+  if (parameter_grads) {
+    launch(reduce_kernel<float>, (numbers + kReduceThreads - 1) / kReduceThreads, kReduceThreads, 0, stream,
+           partials.const_data_ptr<float>(), plan.ctas_per_block, static_cast<int>(n.K), static_cast<int>(n.D),
+           static_cast<int>(n.Dh), dw1.data_ptr<float>(), db1.data_ptr<float>(), dw2.data_ptr<float>(),
+           db2.data_ptr<float>());
+  }
+  if (input_grad) dx = dx.contiguous(memory_format_of(x));
+  return {dx, dw1, db1, dw2, db2};
 }
 
 }  // namespace affnet

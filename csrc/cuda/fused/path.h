@@ -33,7 +33,7 @@ struct PathFacts {
   int64_t B, H, W, K, D, Dh;
   Element element;
   int capability;  // of the device, 90 for 9.0
-  bool backward;
+  bool backward;  // one launch is then followed by one that adds partial sums
   bool allowed;  // whether it may be one launch
 
   auto operator<=>(const PathFacts&) const = default;
@@ -87,9 +87,9 @@ constexpr Path choose_path(const PathFacts& f) {
   if (!f.allowed) return refused(Refusal::kSwitchedOff);
   if (f.capability < kLeastCapability) return refused(Refusal::kDevice);
   if (f.element == Element::kFloat64) return refused(Refusal::kType);
-  if (f.backward) return refused(Refusal::kBackward);
   const int limit = shared_limit(f.capability);
   if (has_half_kernel(f.element)) {
+    if (f.backward) return refused(Refusal::kBackward);
     constexpr int kAlignment = 16, kUnlimited = 1 << 30;  // x that has less alignment takes the same path
     path.half_facts = {f.B, f.H, f.W, f.K, f.D, f.Dh, kAlignment, kUnlimited};
     const HalfPlan plan = plan_half(path.half_facts);
@@ -100,7 +100,7 @@ constexpr Path choose_path(const PathFacts& f) {
     if (path.half.tiles == 0) return refused(Refusal::kSharedMemory);
     return path;
   }
-  path.single = plan_single(f.B, f.H, f.W, f.K, f.D, f.Dh, limit);
+  path.single = plan_single(f.B, f.H, f.W, f.K, f.D, f.Dh, limit, f.backward);
   const SinglePlan& plan = path.single;
   path.launch = {plan.grid(f.K), plan.threads, plan.shared_bytes, plan.images, 0};
   if (plan.shared_bytes == 0) return refused(Refusal::kSizes);

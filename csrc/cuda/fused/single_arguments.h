@@ -21,4 +21,12 @@ struct SingleArguments {
   Activation activation;
 };
 
+// Of the backward pass. y of `call` is dx.
+struct SingleVjpArguments {
+  SingleArguments call;
+  const float* dy;  // [B, K D, H, W]
+  float* partials;  // [K, ctas_per_block, partial_size(D, D)], overwritten; null if no parameter gradients are wanted
+  bool input_grad;
+};
+
 }  // namespace affnet

@@ -1,5 +1,5 @@
-// The mixer of float32 in one launch: a CTA takes all channels of a block of some images at a time, and nothing but x is
-// read and nothing but y is written. Not run on a GPU so far.
+// The mixer of float32 in one launch: a CTA takes all channels of a block of some images at a time, and nothing but x
+// is read and nothing but y is written. Not run on a GPU so far.
 //
 // Two channels are one complex plane z, so that every transform is a complex one, computed by one thread in registers
 // (fft_registers.cuh): columns, rows, the map, rows back, columns back, a barrier between each. Where X_a and X_b are
@@ -10,8 +10,8 @@
 // A warp maps 16 frequencies and, through these formulas, their negatives, so only half of them (single_rows.cuh).
 //
 // Scales are folded into the parameters: of the spectrum into the first layer's weights, of both transforms back into
-// the second layer and the threshold, as soft-shrink is homogeneous. The residual is added to the mask: y is the inverse
-// transform of (M + 1) X, which costs one addition and leaves x out of the second half of the kernel.
+// the second layer and the threshold, as soft-shrink is homogeneous. The residual is added to the mask: y is the
+// inverse transform of (M + 1) X, which costs one addition and leaves x out of the second half of the kernel.
 #pragma once
 
 #include "single.h"
@@ -40,7 +40,7 @@ single_forward_kernel(SingleArguments a) {
     barrier();
     run_pass<kW>(RowPass<Layout>(layout), layout.W(), layout.H());
     barrier();
-    map_planes<kQuads>(layout, scale * a.threshold, scale);
+    map_planes<kQuads>(layout, first, scale * a.threshold, scale);
     barrier();
     run_pass<kW>(InverseRowPass<Layout>(layout), layout.W(), layout.H());
     barrier();

@@ -37,7 +37,12 @@ struct SingleLayout {
     return (plane >= planes) + (plane >= 2 * planes) + (plane >= 3 * planes);
   }
 
-  // Its place among all planes.
+  // How many of a CTA's images there are from this one on.
+  AFFNET_DEVICE int images_from(int64_t first) const {
+    return a.B - first < a.images ? static_cast<int>(a.B - first) : a.images;
+  }
+
+  // The place of a plane among all planes.
   AFFNET_DEVICE int place_of(int plane) const { return plane + image_of(plane) * (kImagePlanes - planes); }
 };
 

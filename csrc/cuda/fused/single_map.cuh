@@ -18,8 +18,8 @@ struct SingleLayers {
   using Layout = SingleLayout<0, 0, kQuads>;
   static constexpr uint32_t kBias = 2 * Layout::kWeightBytes;
 
-  // Right operands of quad q of the inputs and quad j of the outputs: column g is the real (g even) or imaginary part of
-  // output channel g / 2, rows t and t + 4 are the parts of input channel t.
+  // Right operands of quad q of the inputs and quad j of the outputs: column g is the real (g even) or imaginary part
+  // of output channel g / 2, rows t and t + 4 are the parts of input channel t.
   AFFNET_DEVICE static uint32_t weight(int layer, int j, int q, int lane) {
     return layer * Layout::kWeightBytes + ((j * kQuads + q) * kWarpThreads + lane) * 16;
   }
@@ -145,8 +145,8 @@ AFFNET_DEVICE void activate_quads(Quad (&p)[kTiles][kQuads]) {
 template <int kQuads, int kTiles>
 AFFNET_DEVICE void activate_quads(Quad (&p)[kTiles][kQuads], Activation activation) {
   switch (activation) {
-#define AFFNET_CASE(name, enumerator)                         \
-  case Activation::enumerator:                                \
+#define AFFNET_CASE(name, enumerator)                          \
+  case Activation::enumerator:                                 \
     activate_quads<Activation::enumerator, kQuads, kTiles>(p); \
     break;
     AFFNET_ACTIVATIONS(AFFNET_CASE)
@@ -175,13 +175,6 @@ AFFNET_DEVICE Quad masked(const Quad& x, const Quad& m, float threshold, float s
   return y;
 }
 
-template <int kQuads, typename Rows, typename Layout>
-AFFNET_DEVICE void load_rows(Quad (&x)[kQuads], const Rows& rows, const LanePlanes<Layout>& planes) {
-#pragma unroll
-  for (int q = 0; q + 1 < kQuads; q += 2) load_quads(x[q], x[q + 1], rows, planes, q);
-  if constexpr (kQuads % 2 == 1) load_last_quad(x[kQuads - 1], rows, planes, kQuads - 1);
-}
-
 // Maps a unit of tiles of the CTA's planes.
 template <bool kSpecial, int kQuads, typename Layout>
 AFFNET_DEVICE void map_unit(const SingleTiling<Layout>& tiling, int unit, float threshold, float scale,
@@ -192,7 +185,7 @@ AFFNET_DEVICE void map_unit(const SingleTiling<Layout>& tiling, int unit, float 
   Quad x[kTiles][kQuads], p[kTiles][kQuads];
 #pragma unroll
   for (int m = 0; m < kTiles; ++m) {
-    rows[m] = SingleRows<kSpecial>(tiling, unit * kTiles + m, lane);
+    rows[m] = SingleRows<kSpecial>(tiling, unit * kTiles + m, lane, tiling.whole_units());
     load_rows<kQuads>(x[m], rows[m], planes);
   }
   multiply_all<kQuads, kTiles>(p, x, 0, lane);
@@ -218,9 +211,9 @@ AFFNET_DEVICE void map_unit(const SingleTiling<Layout>& tiling, int unit, float 
 
 // Maps all frequencies of the CTA's planes: the warps take the units in turn, first the regular ones.
 template <int kQuads, typename Layout>
-AFFNET_DEVICE void map_planes(const Layout& layout, float threshold, float scale) {
+AFFNET_DEVICE void map_planes(const Layout& layout, int64_t first_image, float threshold, float scale) {
   const Lane lane;
-  const SingleTiling<Layout> tiling(layout);
+  const SingleTiling<Layout> tiling(layout, first_image);
   const int regular = tiling.units(tiling.regular_tiles()), units = regular + tiling.units(tiling.special_tiles());
   int unit = thread_index() / kWarpThreads;
 #pragma unroll 1

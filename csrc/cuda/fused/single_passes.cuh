@@ -7,8 +7,8 @@
 
 namespace affnet {
 
-// The channels of a plane: the offset of the first one in a tensor [B, K D, H, W], and how far from it the second one is,
-// 0 if there is none. An image beyond the last one is taken for the last one.
+// The channels of a plane: the offset of the first one in a tensor [B, K D, H, W], and how far from it the second one
+// is, 0 if there is none. An image beyond the last one is taken for the last one.
 struct PlaneChannels {
   int64_t at;
   int second;

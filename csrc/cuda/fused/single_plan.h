@@ -1,5 +1,6 @@
-// How the one-launch float32 kernel (single_forward.cuh) runs a call: the instance, the planes' layout in shared memory,
-// images per CTA, threads and grid. A pure function of the call's sizes, without torch and CUDA, like launch_plan.h.
+// How the one-launch float32 kernel (single_forward.cuh) runs a call: the instance, the planes' layout in shared
+// memory, images per CTA, threads and grid. A pure function of the call's sizes, without torch and CUDA, like
+// launch_plan.h.
 //
 // Shared memory holds the weights of both layers and complex planes, each of two channels: channel 2 p is the real part
 // and channel 2 p + 1 the imaginary part of plane p.
@@ -11,7 +12,8 @@
 
 namespace affnet {
 
-// A compiled kernel: for one size of the planes, or for any of them if H and W are 0; and for so many quads of channels.
+// A compiled kernel: for one size of the planes, or for any of them if H and W are 0; and for so many quads of
+// channels.
 struct SingleInstance {
   int H, W, quads;
 
@@ -23,10 +25,11 @@ struct SingleInstance {
 // The instances: those of the released networks at 256, 224 and 320 pixels, then the others in ascending order of
 // quads. -D may shorten the list.
 #ifndef AFFNET_SINGLE_INSTANCES
-#define AFFNET_SINGLE_SQUARE(N, a, b, c) {N, N, a}, {N, N, b}, {N, N, c}
-#define AFFNET_SINGLE_INSTANCES                                                                                  \
-  AFFNET_SINGLE_SQUARE(32, 2, 3, 4), AFFNET_SINGLE_SQUARE(28, 2, 3, 4), AFFNET_SINGLE_SQUARE(40, 2, 3, 4),       \
-      AFFNET_SINGLE_SQUARE(16, 4, 5, 8), AFFNET_SINGLE_SQUARE(14, 4, 5, 8), AFFNET_SINGLE_SQUARE(20, 4, 5, 8),   \
+#define AFFNET_SINGLE_SQUARE(N, a, b, c) \
+  {N, N, a}, {N, N, b}, { N, N, c }
+#define AFFNET_SINGLE_INSTANCES                                                                                 \
+  AFFNET_SINGLE_SQUARE(32, 2, 3, 4), AFFNET_SINGLE_SQUARE(28, 2, 3, 4), AFFNET_SINGLE_SQUARE(40, 2, 3, 4),      \
+      AFFNET_SINGLE_SQUARE(16, 4, 5, 8), AFFNET_SINGLE_SQUARE(14, 4, 5, 8), AFFNET_SINGLE_SQUARE(20, 4, 5, 8),  \
       AFFNET_SINGLE_SQUARE(8, 5, 6, 10), AFFNET_SINGLE_SQUARE(7, 5, 6, 10), AFFNET_SINGLE_SQUARE(10, 5, 6, 10), \
       {0, 0, 2}, {0, 0, 3}, {0, 0, 4}, {0, 0, 5}, {0, 0, 6}, {0, 0, 8}, {0, 0, 10}
 #endif
@@ -126,8 +129,8 @@ constexpr int single_ctas(int H, int W, int quads) {
   return std::clamp(227 * 1024 / (bytes + 1024), 1, quads <= 2 ? 4 : quads <= 3 ? 3 : 2);
 }
 
-// The strides of an instance for one size, found once by the compiler; for any other sizes an odd row stride and a plane
-// stride of 4 modulo 8, with few conflicts.
+// The strides of an instance for one size, found once by the compiler; for any other sizes an odd row stride and a
+// plane stride of 4 modulo 8, with few conflicts.
 struct InstanceStrides {
   PlaneStrides of[std::size(kSingleInstances)] = {};
 
@@ -162,9 +165,9 @@ struct SinglePlan {
 };
 
 // Images that a CTA takes at a time: enough to give every thread a transform.
-constexpr int single_images(int64_t B, int planes, int shorter) {
+constexpr int single_images(int64_t B, int planes, int shorter, int threads) {
   int images = 1;
-  while (images < 4 && 2 * images <= B && images * planes * shorter < kSingleThreads) images *= 2;
+  while (images < 4 && 2 * images <= B && images * planes * shorter < threads) images *= 2;
   return images;
 }
 
@@ -178,22 +181,33 @@ constexpr int single_instance(int64_t H, int64_t W, int quads) {
   return -1;
 }
 
-// The plan of a forward call, where a CTA may have `shared_limit` bytes of shared memory and a multiprocessor has
-// `shared_bytes`. Sums do not depend on either.
-constexpr SinglePlan plan_single(int64_t B, int64_t H, int64_t W, int64_t K, int64_t D, int64_t Dh, int shared_limit) {
+// The device that grids are made for, whatever the device is, so that sums are the same on every GPU.
+constexpr int kGridSharedBytes = 227 * 1024;
+
+constexpr int ctas_of(int shared_bytes, int most) {
+  constexpr int kReserved = 1024;  // of each CTA
+  return std::clamp((kGridSharedBytes + kReserved) / (shared_bytes + kReserved), 1, most);
+}
+
+// The plan of a call, where a CTA may have `shared_limit` bytes of shared memory. Without an instance `shared_bytes` is
+// 0 if there is none for the sizes, else what the limit does not allow.
+constexpr SinglePlan plan_single(int64_t B, int64_t H, int64_t W, int64_t K, int64_t D, int64_t Dh, int shared_limit,
+                                 bool backward = false) {
   SinglePlan plan{};
   plan.instance = -1;
   if (Dh != D || D < 5 || D > 40 || !is_single_length(H) || !is_single_length(W)) return plan;
-  const int index = single_instance(H, W, quads_of(static_cast<int>(D))), planes = static_cast<int>(D + 1) / 2;
+  const int index = single_instance(H, W, quads_of(static_cast<int>(D)));
   if (index < 0) return plan;
-  plan.strides = strides_of(index, static_cast<int>(H), static_cast<int>(W));
-  plan.images = single_images(B, planes, static_cast<int>(std::min(H, W)));
-  plan.threads = kSingleThreads;
   const int quads = kSingleInstances[index].quads;
-  plan.shared_bytes = single_layer_bytes(quads) + plan.images * single_plane_bytes(plan.strides, 2 * quads);
+  if (backward && quads > kMaxVjpQuads) return plan;
+  plan.threads = backward ? vjp_shape(quads).warps * kWarpThreads : kSingleThreads;
+  plan.strides = strides_of(index, static_cast<int>(H), static_cast<int>(W));
+  plan.images = single_images(B, static_cast<int>(D + 1) / 2, static_cast<int>(std::min(H, W)), plan.threads);
+  const int plane_bytes = plan.images * single_plane_bytes(plan.strides, 2 * quads);
+  plan.shared_bytes =
+      backward ? vjp_shape(quads).shared_bytes + 2 * plane_bytes : single_layer_bytes(quads) + plane_bytes;
   if (plan.shared_bytes > shared_limit) return plan;
-  constexpr int kReserved = 1024;  // of each CTA
-  plan.ctas = std::min(4, (shared_limit + kReserved) / (plan.shared_bytes + kReserved));
+  plan.ctas = ctas_of(plan.shared_bytes, backward ? 2 : 4);
   plan.ctas_per_block = mma_ctas_per_block((B + plan.images - 1) / plan.images, K, plan.ctas);
   plan.instance = index;
   return plan;

@@ -5,25 +5,25 @@
 
 namespace affnet {
 
-// The 16-frequency tiles of all images of a CTA: first those of the regular columns 1 <= w < W / 2, which stand for
+// The 16-frequency tiles of a CTA's images: first those of the regular columns 1 <= w < W / 2, which stand for
 // their negatives; then those of the special columns w = 0 and w = W / 2, eight frequencies and their negatives each.
 template <typename Layout>
 struct SingleTiling {
   const Layout& layout;
+  int images;  // that exist
 
-  AFFNET_DEVICE explicit SingleTiling(const Layout& layout) : layout(layout) {}
+  AFFNET_DEVICE SingleTiling(const Layout& layout, int64_t first_image)
+      : layout(layout), images(layout.images_from(first_image)) {}
 
   AFFNET_DEVICE int columns() const { return (layout.W() - 1) / 2; }
   AFFNET_DEVICE int special_columns() const { return layout.W() % 2 == 0 ? 2 : 1; }
-  AFFNET_DEVICE int pairs() const { return (layout.H() + 1) / 2; }  // of a special column
+  AFFNET_DEVICE int pairs() const { return (layout.H() + 1) / 2; }      // of a special column
   AFFNET_DEVICE int regular() const { return layout.H() * columns(); }  // frequencies of an image
   AFFNET_DEVICE int special() const { return special_columns() * pairs(); }
   // Whether all frequencies of a unit of regular tiles exist: known to the compiler for the released sizes.
   AFFNET_DEVICE bool whole_units() const { return regular() % (kTileRows * Layout::kUnitTiles) == 0; }
-  AFFNET_DEVICE int regular_tiles() const { return (layout.a.images * regular() + kTileRows - 1) / kTileRows; }
-  AFFNET_DEVICE int special_tiles() const {
-    return (layout.a.images * special() + kTileRows / 2 - 1) / (kTileRows / 2);
-  }
+  AFFNET_DEVICE int regular_tiles() const { return (images * regular() + kTileRows - 1) / kTileRows; }
+  AFFNET_DEVICE int special_tiles() const { return (images * special() + kTileRows / 2 - 1) / (kTileRows / 2); }
   AFFNET_DEVICE static int units(int tiles) { return (tiles + Layout::kUnitTiles - 1) / Layout::kUnitTiles; }
 };
 
@@ -43,7 +43,7 @@ struct SingleRows {
   AFFNET_DEVICE SingleRows() : row{} {}
 
   template <typename Layout>
-  AFFNET_DEVICE SingleRows(const SingleTiling<Layout>& tiling, int tile, const Lane& lane) {
+  AFFNET_DEVICE SingleRows(const SingleTiling<Layout>& tiling, int tile, const Lane& lane, bool whole_units = false) {
     const Layout& layout = tiling.layout;
     const int H = layout.H(), W = layout.W();
     if constexpr (kSpecial) {
@@ -54,7 +54,7 @@ struct SingleRows {
       own = j == 0;
       const int other = own ? (H % 2 == 0 ? H / 2 : 0) : H - j;
       const uint32_t first = layout.offset(plane, j, w), second = layout.offset(plane, other, w);
-      const bool exists = image < layout.a.images;
+      const bool exists = image < tiling.images;
       row[0] = {first, own ? first : second, exists};
       row[1] = {second, own ? second : first, exists};
     } else {
@@ -64,7 +64,7 @@ struct SingleRows {
         const int image = item / tiling.regular(), rest = item - image * tiling.regular();
         const int w = rest / H + 1, k = rest - (w - 1) * H, plane = image * Layout::kImagePlanes;
         row[r] = {layout.offset(plane, k, w), layout.offset(plane, k == 0 ? 0 : H - k, W - w),
-                  tiling.whole_units() || image < layout.a.images};
+                  whole_units || image < tiling.images};
       }
     }
   }
@@ -85,7 +85,10 @@ struct LanePlanes {
   int t;
 
   AFFNET_DEVICE LanePlanes(const Layout& layout, const Lane& lane)
-      : layout(layout), first(lane.t * layout.plane_bytes()), first_last(lane.t % 2 * layout.plane_bytes()), t(lane.t) {}
+      : layout(layout),
+        first(lane.t * layout.plane_bytes()),
+        first_last(lane.t % 2 * layout.plane_bytes()),
+        t(lane.t) {}
 
   AFFNET_DEVICE uint32_t offset(int quad, bool last) const {
     return (last ? first_last : first) + 2 * quad * layout.plane_bytes();
@@ -136,6 +139,14 @@ AFFNET_DEVICE void load_last_quad(Quad& x, const Rows& rows, const LanePlanes<La
     const Complex<float> n = load_or_zero(row.exists, row.negative + plane);
     x.row[r] = {(first ? z.re : z.im) + (first ? n.re : n.im), (first ? z.im : n.re) - (first ? n.im : z.re)};
   }
+}
+
+// All quads of a lane.
+template <int kQuads, typename Rows, typename Layout>
+AFFNET_DEVICE void load_rows(Quad (&x)[kQuads], const Rows& rows, const LanePlanes<Layout>& planes) {
+#pragma unroll
+  for (int q = 0; q + 1 < kQuads; q += 2) load_quads(x[q], x[q + 1], rows, planes, q);
+  if constexpr (kQuads % 2 == 1) load_last_quad(x[kQuads - 1], rows, planes, kQuads - 1);
 }
 
 // All lanes of a warp must call it. The first channel's lane stores Z[f] and the second one's Z[-f], after both lanes

@@ -22,7 +22,7 @@ inline const char* name_of(Element element) {
 }
 
 // The kernel of a call that is one launch, as its template arguments name it, enumerators as numbers.
-inline std::string kernel_name(const Path& path, Element element) {
+inline std::string kernel_name(const Path& path, Element element, bool backward) {
   const auto number = [](int value) { return std::to_string(value); };
   if (has_half_kernel(element)) {
     const HalfPlan& plan = path.half;
@@ -30,7 +30,7 @@ inline std::string kernel_name(const Path& path, Element element) {
            number(plan.quads) + ", " + number(plan.whole ? 1 : 0) + ">";
   }
   const SingleInstance& instance = kSingleInstances[path.single.instance];
-  return "single_forward_kernel<" + number(instance.H) + ", " + number(instance.W) + ", " + number(instance.quads) +
+  return std::string(backward ? "single_vjp_kernel<" : "single_forward_kernel<") + number(instance.H) + ", " + number(instance.W) + ", " + number(instance.quads) +
          ">";
 }
 
@@ -50,9 +50,9 @@ inline std::string in_words(const Path& path, const PathFacts& f) {
     case Refusal::kType:
       return std::string("no one-launch kernel takes ") + name_of(f.element);
     case Refusal::kBackward:
-      return "no one-launch kernel computes the backward pass";
+      return std::string("no one-launch kernel computes the backward pass of ") + name_of(f.element);
     case Refusal::kSizes:
-      return "no one-launch kernel takes maps of " + by(f.H, f.W) + " in blocks of " + number(f.D) + " channels and " +
+      return std::string("no one-launch kernel takes ") + (f.backward ? "the backward pass of " : "") + "maps of " + by(f.H, f.W) + " in blocks of " + number(f.D) + " channels and " +
              number(f.Dh) + " hidden ones";
     case Refusal::kSharedMemory:
       return "one launch would take " + number(path.launch.shared_bytes / 1024) + " KiB of shared memory, a CTA of the device has " +
