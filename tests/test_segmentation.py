@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from affnet_kernels.commands.train import default_recipe
 from affnet_kernels.models import AFFNet, DeepLabv3, affnet_et, load_checkpoint, read_checkpoint
 from affnet_kernels.models.segmenters import segmenter_from_checkpoint
 from affnet_kernels.training import Recipe, Settings, train
@@ -124,9 +125,16 @@ def test_refusals(values: dict[str, Any], expected: str) -> None:
         task_of(RECIPE.replace(**values))
 
 
-def test_a_folder_that_is_not_there_is_named() -> None:
+def test_a_folder_that_is_not_there_is_named_and_leaves_none_behind(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="segmentation: expected a folder, got nowhere, which does not exist"):
-        task_of(RECIPE.replace(data="nowhere"))
+        train(RECIPE.replace(data="nowhere"), Settings(out=tmp_path / "run", progress=False))
+    assert not (tmp_path / "run").exists()
+
+
+def test_scenes_are_the_default_data() -> None:
+    assert default_recipe("segmentation", None, None) == "deeplabv3_scenes"
+    assert default_recipe("detection", None, None) == "ssdlite_scenes"
+    assert default_recipe("segmentation", "VOCdevkit", None) == "deeplabv3_voc"
 
 
 def test_one_image_in_a_part_is_named(tmp_path: Path) -> None:
