@@ -156,6 +156,7 @@ constexpr HalfPlan plan_half(const HalfFacts& f) {
   const int quads = half_quads(f.D, tiles), warps = half_warps(tiles, quads);
   if (quads == 0) return plan;
   plan.granule = half_granule(f.W, f.alignment);
+  if (2 * f.W / plan.granule > kHalfWarpThreads) return HalfPlan{};  // a warp copies whole rows
   plan.whole = half_whole(tiles, f.H, f.W, plan.granule);
   const HalfLayout layout = half_layout(tiles, quads, static_cast<int>(f.D), warps, plan.whole);
   if (layout.bytes > f.shared_bytes) return HalfPlan{};

@@ -27,8 +27,9 @@ AFFNET_DEVICE void map_image(const HalfArguments& a, const HalfLayout& at, const
 template <bool kWhole>
 AFFNET_DEVICE void clear_padding(const HalfArguments& a, const HalfLayout& at) {
   const auto clear = [](uint32_t begin, uint32_t end) {
-    for (uint32_t i = begin + static_cast<uint32_t>(16 * thread_index()); i < end;
-         i += static_cast<uint32_t>(16 * thread_count())) {
+    const auto step = static_cast<uint32_t>(16 * thread_count());
+#pragma unroll 1
+    for (uint32_t i = begin + static_cast<uint32_t>(16 * thread_index()); i < end; i += step) {  // trips: cleared
       shared_store(i, Words4{{0, 0, 0, 0}});
     }
   };
@@ -52,7 +53,7 @@ half_forward_kernel(const HalfArguments a) {
   const auto load_planes = [&](int image) {
     const uint16_t* const x = a.x + first_of_image(image);
 #pragma unroll 1
-    for (int d = warp; d < a.D; d += kWarps) {
+    for (int d = warp; d < a.D; d += kWarps) {  // trips: planes
       load_plane<kTiles, kWhole>(a, granules, x + d * plane_elements, place_of(d));
       copy_async_commit();
     }
@@ -82,7 +83,7 @@ half_forward_kernel(const HalfArguments a) {
       }
     }
     barrier();
-    const Guard guard(norms, largest_of(at.magnitudes, a.D), a.root, a.spread);
+    const Guard guard(norms, largest_of(at.magnitudes, a.D), a.root, a.spread, a.activation);
     map_image<kFormat, kTiles, kQuads>(a, at, guard);
     barrier();
     InverseConstants<kTiles> constants(a);

@@ -6,7 +6,8 @@
 //
 //   |X| <= root m,   |O1| <= |P1| <= R1 |X| + B1,   |M| <= |P2| <= R2 |O1| + B2,   |Y| <= sqrt(2) |M| |X|
 //
-// because |act(v)| <= |v| for every activation and soft-shrink takes away only. What is stored in float16 is
+// because |act(v)| <= |v| for every activation and soft-shrink takes away only; tanh's |O1| is at most 1, too. What is
+// stored in float16 is
 //
 //   2^e_d X_d of channel d,   2^e O1,   2^(e + e_d + f_d) Y_d,
 //
@@ -23,7 +24,8 @@
 namespace affnet {
 
 constexpr float kHalfMost = 60000.f;  // of 65504: room for the rounding of intermediate results
-constexpr int kHalfTakenBack = 16;    // the largest power of two that the inverse's constants can take
+constexpr float kNoLimit = 3e38f;
+constexpr int kHalfTakenBack = 16;  // the largest power of two that the inverse's constants can take
 
 // v < 2^n, the smallest such n of a finite v >= 0; at least -126.
 AFFNET_DEVICE int exponent_above(float v) { return static_cast<int>(bits_of(v) >> 23) - 126; }
@@ -46,16 +48,18 @@ struct Guard {
   float root;
   float masked;  // 2^e spread |Y_d| <= masked m_d
 
-  AFFNET_DEVICE Guard(const Norms& norms, float most, float root, float spread) : root(root) {
-    const float X = root * most, O1 = norms.r1 * X + norms.b1, M = norms.r2 * O1 + norms.b2;
+  AFFNET_DEVICE Guard(const Norms& norms, float most, float root, float spread, Activation activation) : root(root) {
+    const float limit = activation == Activation::kTanh ? 1.f : kNoLimit;  // of O1
+    const float X = root * most, O1 = fminf(norms.r1 * X + norms.b1, limit), M = norms.r2 * O1 + norms.b2;
     masked = 1.4143f * spread * root * M;
     fast = X <= kHalfMost && O1 <= kHalfMost && M <= kHalfMost && masked * most <= kHalfMost * 65000.f;
     e = 0;
     if (!fast) {  // in units of 2^64, so that no bound overflows
       constexpr float kUnit = 0x1p-64f;
-      const float small_X = root * (kUnit * most), small_O1 = norms.r1 * small_X + kUnit * norms.b1;
+      const float small_X = root * (kUnit * most),
+                  small_O1 = fminf(norms.r1 * small_X + kUnit * norms.b1, kUnit * limit);
       e = min_of(0, 15 - 64 - exponent_above(small_X > small_O1 ? small_X : small_O1));
-      const float scaled_O1 = norms.r1 * (root * scaled(most, e)) + scaled(norms.b1, e);
+      const float scaled_O1 = fminf(norms.r1 * (root * scaled(most, e)) + scaled(norms.b1, e), scaled(limit, e));
       masked = 1.4143f * spread * root * (norms.r2 * scaled_O1 + scaled(norms.b2, e));
     }
   }

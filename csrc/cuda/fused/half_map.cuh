@@ -51,7 +51,7 @@ template <int kQuads>
 AFFNET_DEVICE void stage_weights(const HalfArguments& a, const HalfLayout& at, int block, float factor) {
   const int64_t imaginary = int64_t{a.K} * a.D * a.D, own = int64_t{block} * a.D * a.D;
 #pragma unroll 1
-  for (int e = thread_index(); e < 2 * kQuads * kQuads * 32; e += thread_count()) {
+  for (int e = thread_index(); e < 2 * kQuads * kQuads * 32; e += thread_count()) {  // trips: weights
     const int lane = e % 32, quad = e / 32 % kQuads, n = e / 32 / kQuads % kQuads, layer = e / (32 * kQuads * kQuads);
     const int i = 4 * quad + lane % 4, o = 4 * n + lane / 8;
     float re = 0, im = 0;
@@ -67,7 +67,7 @@ AFFNET_DEVICE void stage_weights(const HalfArguments& a, const HalfLayout& at, i
         word);
   }
 #pragma unroll 1
-  for (int e = thread_index(); e < 2 * kQuads * 4; e += thread_count()) {
+  for (int e = thread_index(); e < 2 * kQuads * 4; e += thread_count()) {  // trips: biases
     const int layer = e / (4 * kQuads), o = e % (4 * kQuads);
     float re = 0, im = 0;
     if (o < a.D) {
@@ -84,12 +84,13 @@ template <int kQuads>
 AFFNET_DEVICE void stage_sums(const HalfArguments& a, const HalfLayout& at, int block) {
   const int64_t imaginary = int64_t{a.K} * a.D * a.D, own = int64_t{block} * a.D * a.D;
 #pragma unroll 1
-  for (int e = thread_index(); e < 2 * 4 * kQuads; e += thread_count()) {
+  for (int e = thread_index(); e < 2 * 4 * kQuads; e += thread_count()) {  // trips: biases
     const int layer = e / (4 * kQuads), o = e % (4 * kQuads);
     float sum = 0, bias = 0;
     if (o < a.D) {
       const float* w = (layer == 0 ? a.w1 : a.w2) + own + o;
-      for (int i = 0; i < a.D; ++i) {
+#pragma unroll 1
+      for (int i = 0; i < a.D; ++i) {  // trips: inputs
         sum += fabsf(global_load<float>(w + i * a.D)) + fabsf(global_load<float>(w + imaginary + i * a.D));
       }
       const float* b = (layer == 0 ? a.b1 : a.b2) + int64_t{block} * a.D + o;
@@ -105,7 +106,7 @@ AFFNET_DEVICE void stage_sums(const HalfArguments& a, const HalfLayout& at, int 
 AFFNET_DEVICE float largest_of(uint32_t at, int count) {
   uint32_t found = 0;
 #pragma unroll 1
-  for (int i = thread_index() % 32; i < count; i += 32) {
+  for (int i = thread_index() % 32; i < count; i += 32) {  // trips: channels
     const auto bits = shared_load<uint32_t>(at + static_cast<uint32_t>(4 * i));
     found = bits > found ? bits : found;
   }

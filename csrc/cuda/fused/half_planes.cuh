@@ -26,12 +26,11 @@ struct HalfPlanes {
 
 // The granules of a plane that a lane copies: of every `rows`-th row, from `row` on, the one at `byte`.
 struct Granules {
-  int per_row, rows, row, byte;
+  int rows, row, byte;
 
   AFFNET_DEVICE explicit Granules(const HalfArguments& a) {
-    const int lane = thread_index() % 32;
-    per_row = 2 * a.W / a.granule;
-    rows = per_row < 32 ? 32 / per_row : 1;
+    const int lane = thread_index() % 32, per_row = 2 * a.W / a.granule;
+    rows = 32 / per_row;
     row = lane < rows * per_row ? lane / per_row : a.H;
     byte = lane % per_row * a.granule;
   }
@@ -41,12 +40,8 @@ struct Granules {
 template <typename F>
 AFFNET_DEVICE void for_granules(const HalfArguments& a, const Granules& lane, F&& f) {
 #pragma unroll 1
-  for (int row = lane.row; row < a.H; row += lane.rows) {
-    const int begin = row * 2 * a.W;
-    f(begin + lane.byte, row, lane.byte);
-    if (lane.per_row > 32) {  // an odd width of more than 32: two bytes at a time
-      for (int byte = lane.byte + 64; byte < 2 * a.W; byte += 64) f(begin + byte, row, byte);
-    }
+  for (int row = lane.row; row < a.H; row += lane.rows) {  // trips: granules
+    f(row * 2 * a.W + lane.byte, row, lane.byte);
   }
 }
 

@@ -66,24 +66,31 @@ struct HalfSpectrum {
   }
 };
 
-// The constants of the forward transform that a warp keeps: all but, with three tiles, what bfloat16 leaves of them.
+// The constants of the forward transform that a warp keeps. With three tiles there are registers for the height's only.
 template <Half kFormat, int kTiles>
 struct ForwardConstants {
-  static constexpr bool kKeepRest = kFormat == Half::kBfloat16 && kTiles < 3;
+  static constexpr bool kKeep = kTiles < 3, kKeepRest = kKeep && kFormat == Half::kBfloat16;
   const HalfArguments& a;
-  DftTiles<kTiles> height, width;
+  DftTiles<kTiles> height;
+  DftTiles<kKeep ? kTiles : 1> kept_width;
   DftTiles<kKeepRest ? kTiles : 1> kept_rest;
 
   AFFNET_DEVICE explicit ForwardConstants(const HalfArguments& a)
       : a(a),
         height(a.height_constants, kFormat == Half::kBfloat16 ? DftSection::kLeftBfloat16 : DftSection::kLeftFloat16,
                a.H),
-        width(a.width_constants, DftSection::kRight, a.W),
+        kept_width(a.width_constants, DftSection::kRight, a.W),
         kept_rest(a.height_constants, DftSection::kLeftBfloat16Rest, a.H) {}
 
+  // What bfloat16 leaves of tile (i, h).
   AFFNET_DEVICE Words4 rest(int i, int h) const {
     if constexpr (kKeepRest) return kept_rest.at[i][h];
     return dft_tile(a.height_constants, DftSection::kLeftBfloat16Rest, a.H, i, h);
+  }
+
+  AFFNET_DEVICE Words4 width(int j, int w) const {
+    if constexpr (kKeep) return kept_width.at[j][w];
+    return dft_tile(a.width_constants, DftSection::kRight, a.W, j, w);
   }
 };
 
@@ -150,6 +157,9 @@ AFFNET_DEVICE float transform_plane(const ForwardConstants<kFormat, kTiles>& con
   float quadrants[kTiles][kTiles][2][4] = {};  // of tile (i, j): cosines, then sines of w
 #pragma unroll
   for (int w = 0; w < kTiles; ++w) {
+    Words4 width[kTiles];
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) width[j] = constants.width(j, w);
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
       float rows[2][4] = {};  // rows of frequencies k, columns 16 w to 16 w + 15
@@ -181,7 +191,7 @@ AFFNET_DEVICE float transform_plane(const ForwardConstants<kFormat, kTiles>& con
       };
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
-        const Words4& right = constants.width.at[j][w];
+        const Words4& right = width[j];
         const uint32_t cosines[2] = {right.at[0], right.at[1]}, sines[2] = {right.at[2], right.at[3]};
         mma<Half::kFloat16>(quadrants[i][j][0], left, cosines);
         mma<Half::kFloat16>(quadrants[i][j][1], left, sines);
@@ -287,8 +297,8 @@ AFFNET_DEVICE void inverse_plane(InverseConstants<kTiles>& constants, uint32_t x
     }
   }
 #pragma unroll 1
-  for (int rest = taken_back - by_constants; rest > 0; rest -= 100) {
-    const float factor = power_of_two(rest < 100 ? rest : 100);  // rare
+  for (int rest = taken_back - by_constants; rest > 0; rest -= 100) {  // rare; trips: hundreds
+    const float factor = power_of_two(rest < 100 ? rest : 100);        // rare
 #pragma unroll
     for (int h = 0; h < kTiles; ++h) {
 #pragma unroll
