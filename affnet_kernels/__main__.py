@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from affnet_kernels.commands import check, classify, convert, detect, export, info, segment, show, train, warm
+from affnet_kernels.commands import check, classify, convert, detect, evaluate, export, info, segment, show, train, warm
 
-COMMANDS = (info, check, warm, convert, show, classify, detect, segment, export, train)
+COMMANDS = (info, check, warm, convert, show, classify, detect, segment, export, train, evaluate)
 
 
 def main(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -15,14 +16,21 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+# What a run of training imports, which takes longer than the runs of the tests.
+PRELOADED = ["affnet_kernels.training.distributed", "matplotlib.figure", "tests.small_task", "torch.utils.tensorboard"]
+PRELOADED += ["torchmetrics.classification", "torch._dynamo"]
 
-def run_in_processes(count: int, function: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
+
+def run_in_processes(
+    count: int, function: Callable[..., Any], folder: Path, *arguments: Any, killed: bool = False
+) -> list[Any]:
     """What `function(processes, *arguments)` returns in each of `count` processes, as torchrun would start them.
 
-    The processes are forked from one that has imported PyTorch, so that they start at once.
+    The processes are forked from one that has imported PyTorch, so that they start at once. If one is to be `killed`,
+    nothing is returned.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "affnet_kernels.training.distributed"])
+    context.set_forkserver_preload(PRELOADED)
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     paths = [folder / f"result-{rank}.pt" for rank in range(count)]
@@ -37,6 +45,9 @@ def run_in_processes(count: int, function: Callable[..., Any], folder: Path, *ar
     for process in started:
         process.kill()
     codes = [process.exitcode for process in started]
+    if killed:
+        assert -signal.SIGKILL in codes
+        return []
     assert codes == [0] * count, f"exit codes {codes}; see the processes' own output above"
     return [torch.load(path, weights_only=False) for path in paths]
 

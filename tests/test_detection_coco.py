@@ -14,8 +14,10 @@ pytest.importorskip("PIL", reason="Pillow is not installed")
 
 from PIL import Image
 
+from affnet_kernels.training import Recipe
 from affnet_kernels.training.data.coco import CocoFolder
 from affnet_kernels.training.sampling import Draw
+from affnet_kernels.training.tasks import task_of
 
 WIDTH, HEIGHT = 80, 60
 CATEGORIES = [{"id": 7, "name": "tree"}, {"id": 3, "name": "cat"}]
@@ -255,6 +257,28 @@ def test_a_folder_without_annotations_or_images(tmp_path: Path) -> None:
 
 
 # training
+
+
+def test_the_task_on_a_folder(tmp_path: Path) -> None:
+    """Evaluation needs neither torchvision nor the annotations for training."""
+    recipe = Recipe.load("ssdlite_coco").replace(data=str(make_folder(tmp_path)))
+    task = task_of(recipe)
+    assert task.classes == ["background", "cat", "tree"]
+    with pytest.raises((OSError, ImportError), match=r"instances_train\*\.json|training needs torchvision"):
+        task.train_data()
+    images, targets = task.collate([task.test_data()[Draw(0, 0, (320, 320))]])
+    assert images.shape == (1, 3, 320, 320)
+    assert targets.objects[0].boxes.tolist() == [[40, 30, 60, 40]]
+    assert targets.scales.tolist() == [[WIDTH, HEIGHT, WIDTH, HEIGHT]]
+
+
+def test_other_categories_for_training(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    make_folder(tmp_path)
+    make_folder(tmp_path, annotations=[], split="train2017", categories=[{"id": 3, "name": "dog"}])
+    message = r"^detection: expected the same categories for training and evaluation in .*, got dog and cat, tree$"
+    with pytest.raises(ValueError, match=message):
+        task_of(Recipe.load("ssdlite_coco").replace(data=str(tmp_path))).train_data()
 
 
 def test_without_torchvision_training_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

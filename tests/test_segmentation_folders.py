@@ -12,9 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from affnet_kernels.models import AFFNet
+from affnet_kernels.models.segmenters import segmenter_from_checkpoint
+from affnet_kernels.training import Recipe, Settings, train
 from affnet_kernels.training.data.files import read_lines, read_mask, read_pixels, seeded
 from affnet_kernels.training.data.voc import IGNORED, VOC_CLASSES, Masks, Pair, augment, read_folder
 from affnet_kernels.training.sampling import Draw
+from affnet_kernels.training.tasks import segmentation
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 
@@ -329,3 +333,33 @@ def test_what_is_wrong_with_a_sample_is_said(tmp_path: Path) -> None:
 def test_options(tmp_path: Path, options: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=f"segmentation: expected {expected}"):
         Masks(read_folder(voc_folder(tmp_path)), train=True, **options)
+
+
+@needs_torchvision
+def test_training_names_what_it_skips_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
+
+    def create(name: str, **options: Any) -> AFFNet:
+        return AFFNet((8, 8, 8, 16, 24), (1, 1, 1, 1, 1), 2, **options)
+
+    monkeypatch.setattr(segmentation, "create_model", create)
+    folder = voc_folder(tmp_path / "data", tuple("abcdefgh"), tuple("uvwx"))
+    Image.new("P", (10, 10)).save(folder / "SegmentationClass/b.png")
+    palette_image(np.full((48, 64), 99, np.uint8)).save(folder / "SegmentationClass/d.png")
+    palette_image(np.full((48, 64), IGNORED, np.uint8)).save(folder / "SegmentationClass/e.png")
+    (folder / "JPEGImages/f.jpg").write_bytes((folder / "JPEGImages/f.jpg").read_bytes()[:-200])
+    Image.new("L", (1, 1)).save(folder / "JPEGImages/g.jpg")
+    Image.new("CMYK", SIDES).save(folder / "JPEGImages/h.jpg")
+    (folder / "SegmentationClass/v.png").unlink()
+    small = {"size": 32, "epochs": 2, "batch": 4, "accumulate": 1, "warmup_epochs": 0.0, "amp": "off"}
+    recipe = Recipe.load("deeplabv3_voc").replace(data=str(folder), options={"aspp_channels": 8}, **small)
+    summary = train(recipe, Settings(out=tmp_path / "run", progress=False))
+    named = sorted(Path(path).name for text in summary.skipped for path in re.findall(r"\S+\.(?:png|jpg)", text))
+    assert named == ["b.png", "d.png", "f.jpg", "g.jpg", "v.png"]
+    assert capsys.readouterr().err.count("skipped: segmentation: expected ") == 5
+    assert 0 <= summary.best <= 100
+    assert (tmp_path / "run/predictions.png").exists()
+    best = segmenter_from_checkpoint(tmp_path / "run/best.pt")
+    assert best.classes == list(VOC_CLASSES)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from affnet_kernels.commands.networks import add_network_arguments, load_network
+from affnet_kernels.models.dense_checkpoints import training_facts
 from affnet_kernels.models.images import load_image
 
 IMAGENET_CLASSES = 1000
@@ -19,13 +20,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--checkpoint", required=True, metavar="FILE")
     add_network_arguments(parser)
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="a name a line; by default timm's ImageNet names")
+    parser.set_defaults(activation=None, size=None)  # a checkpoint of this package's training tells them
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="a name a line; by default the run's, or timm's ImageNet names"
+    )
     parser.add_argument("--top", type=int, default=5, help="how many classes to print")
 
 
 @torch.no_grad()
 def run(options: argparse.Namespace) -> int:
     """Print the most probable classes of images, by the network of a checkpoint."""
+    facts = training_facts(options.checkpoint)
+    for name, default in (("activation", "silu"), ("norm", None), ("size", 256)):
+        if getattr(options, name) is None:
+            setattr(options, name, facts.recipe.get(name, default))
     network = load_network(options)
     classes = network.num_classes
     if not classes:
@@ -33,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     if not 1 <= options.top <= classes:
         raise ValueError(f"classify: expected --top from 1 to {classes}, the checkpoint's classes, got {options.top}")
     images = [load_image(image, options.size) for image in options.images]
-    labels = _labels(options.labels, classes)
+    labels = facts.classes if options.labels is None and facts.classes else _labels(options.labels, classes)
     for name, image in zip(options.images, images, strict=True):
         best = network(image[None])[0].softmax(0).topk(options.top)
         print(name)

@@ -52,7 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train a network, and write its weights, logs and curves."""
-    recipe = chosen_recipe(options)
     settings = Settings(
         out=options.out,
         resume=options.resume,
@@ -61,14 +60,18 @@ def run(options: argparse.Namespace) -> int:
         workers=options.workers,
         progress=not options.quiet,
     )
-    try:
-        with joined(options.device, fsdp=options.fsdp) as processes:
-            summary = train(recipe, settings, processes)
+    with joined(options.device, fsdp=options.fsdp) as processes:
+        try:
+            summary = train(chosen_recipe(options), settings, processes)
+        except KeyboardInterrupt:
             if processes.rank == 0:
-                print(table(summary, options.out))
-    except KeyboardInterrupt:
-        print(f"train: interrupted; --resume continues after the last checkpoint in {options.out}", file=sys.stderr)
-        return 130
+                print(
+                    f"train: interrupted; --resume continues after the last checkpoint in {settings.out}",
+                    file=sys.stderr,
+                )
+            return 130
+        if processes.rank == 0:
+            print(table(summary, options.out))
     return 0
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 BACKGROUND = "background"
 OPACITY = 0.6  # of the colours over an image
 LEGEND_ROWS = 24  # of a column
+LEGEND_SHOWN = 48  # of the classes, the most frequent first
 DPI = 100
 
 
@@ -78,7 +79,8 @@ def draw_overlay(
     """
     figure, axes = _figure(1, 1, image.shape[-1] / image.shape[-2])
     axes[0][0].imshow(overlay(image, found, classes).numpy())
-    _legend(figure, {f"{100 * share:5.1f} %  {classes[index]}": index for index, share in shares.items()}, classes)
+    shown = list(shares.items())[:LEGEND_SHOWN]
+    _legend(figure, {f"{100 * share:5.1f} %  {classes[index]}": index for index, share in shown}, classes)
     with replaced_file("segment", path, path.suffix) as file:
         figure.savefig(file, dpi=DPI, bbox_inches="tight", format="png")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from affnet_kernels.models.checkpoint import ENCODER, build, load_state, read_checkpoint, recognise
 from affnet_kernels.models.deeplabv3 import DeepLabv3
 from affnet_kernels.models.dense_checkpoints import training_facts
@@ -38,8 +40,10 @@ def segmenter_from_checkpoint(path: str | os.PathLike[str], **options: Any) -> S
     state, facts = read_checkpoint(path), training_facts(path)
     told = recognise({key.removeprefix(ENCODER): value for key, value in state.items() if key.startswith(ENCODER)})
     if told is None or CLASSIFIER not in state or PROJECTION not in state:
-        keys = ", ".join(list(state)[:3])
-        raise ValueError(f"segmenter_from_checkpoint: expected the weights of a DeepLabv3, got {path} with {keys}, ...")
+        raise ValueError(
+            "segmenter_from_checkpoint: expected the weights of a DeepLabv3 on an AFFNet, got "
+            f"{_kind(state)} in {os.fspath(path)}"
+        )
     recipe = facts.recipe
     size, own = recipe.get("size", SIZE), recipe.get("options", {})
     trained: dict[str, Any] = {name: recipe[name] for name in ("activation", "norm", "mixer") if name in recipe}
@@ -56,3 +60,13 @@ def segmenter_from_checkpoint(path: str | os.PathLike[str], **options: Any) -> S
             f"segmenter_from_checkpoint: expected {num_classes} names of classes, got {len(classes)} in {path}"
         )
     return Segmenter(network.eval(), classes, size)
+
+
+def _kind(
+    state: dict[str, Tensor],
+) -> str:
+    if recognise(state) is not None:
+        return "those of a network for classification"
+    if any(key.startswith("ssd_heads.") for key in state):
+        return "those of an SSDLite"
+    return f"the keys {', '.join(list(state)[:3])}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
@@ -40,7 +42,7 @@ class Distributed(Processes):
     def __init__(self, device: torch.device | str = "cpu", fsdp: bool = False) -> None:
         super().__init__(device)
         self.rank, self.world_size, self.fsdp = dist.get_rank(), dist.get_world_size(), fsdp
-        self.restarts = max(self.gather(_restarts()))  # machines count on their own
+        self.launch = self.gather(_launch())[0]
 
     def wrap(self, model: nn.Module) -> nn.Module:
         model = synchronise_batch_norms(model, self.device)
@@ -128,7 +130,7 @@ def joined(
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         alone = Processes(_device(device, 0))
-        alone.restarts = _restarts()
+        alone.launch = _launch()
         yield alone
         return
     chosen = _device(device, int(os.environ["LOCAL_RANK"]))
@@ -137,8 +139,8 @@ def joined(
     store, rank, world = next(rendezvous("env://"))
     if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
         # torchrun's static rendezvous keeps its store over restarts, with the addresses of the processes that ended.
-        # (Between machines the store is a new one each time, and their counts of restarts differ.)
-        store = dist.PrefixStore(f"start {_restarts()}", store)
+        # (Between machines the store is a new one each time, and each machine counts restarts on its own.)
+        store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     processes = Distributed(chosen, fsdp)
@@ -169,8 +171,10 @@ def _raise_once(error: Exception, processes: Processes) -> None:
     raise error
 
 
-def _restarts() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+def _launch() -> str:
+    """What tells one torchrun from another: the job's name, if it has one, or the process on this machine."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"{socket.gethostname()} {os.getppid()}" if name == "none" else name
 
 
 def _device(name: str | None, local_rank: int) -> torch.device:

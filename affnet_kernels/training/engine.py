@@ -27,6 +27,7 @@ from affnet_kernels.training.tasks import task_of
 # What a checkpoint keeps of a Trainer beside its network's, optimiser's and average's states.
 COUNTERS = ("epoch", "step", "images", "best", "best_epoch", "seconds", "loading", "computing", "sums")
 RECIPE, BEST, CURVES, PREVIEW = "recipe.toml", "best.pt", "curves.png", "predictions.png"
+LAUNCH = ".launch"  # what started the run in a folder: if that starts it again, it is resumed
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,6 @@ class Trainer:
         self.recipe, self.settings, self.processes = recipe, settings, processes
         self.main = processes.rank == 0
         self.store = Checkpoints(settings.out, processes)
-        self.resume = settings.resume or processes.restarts > 0
         saved = self._open_folder()
         torch.manual_seed(recipe.seed)
         self.task = task_of(recipe)
@@ -219,29 +219,36 @@ class Trainer:
 
     def _open_folder(self) -> dict[str, Any] | None:
         """Make the folder or look through it, on behalf of all processes; the checkpoint to go on from."""
-        fault: Exception | None = None
+        claim: bool | Exception = False
         if self.main:
             try:
-                self._claim_folder()
+                claim = self._claim_folder()
             except (OSError, ValueError) as error:
-                fault = error
-        if (fault := self.processes.gather(fault)[0]) is not None:
-            raise fault
-        return self.store.load(self._say) if self.resume else None
+                claim = error
+        claim = self.processes.gather(claim)[0]
+        if isinstance(claim, Exception):
+            raise claim
+        return self.store.load(self._say) if claim else None
 
-    def _claim_folder(self) -> None:
-        out, recipe_file = self.settings.out, self.settings.out / RECIPE
+    def _claim_folder(self) -> bool:
+        """Make the folder or look through it; whether to resume what is there."""
+        out, recipe_file, launch_file = (self.settings.out / name for name in ("", RECIPE, LAUNCH))
         out.mkdir(parents=True, exist_ok=True)
+        launch = self.processes.launch
+        again = bool(launch) and launch_file.is_file() and launch_file.read_text(encoding="utf-8") == launch
         if recipe_file.exists() or self.store.exist():
-            if not self.resume:
+            if not (self.settings.resume or again):
                 raise ValueError(f"train: expected a folder without a run, got {out}; continue it with --resume")
             if recipe_file.exists() and (changed := Recipe.load(recipe_file).differences(self.recipe)):
                 raise ValueError(
                     f"train: expected the recipe of the run in {out}, got another {', '.join(changed)}; "
                     "leave it as it was, or start in another folder"
                 )
+        if launch:
+            write_text(launch_file, launch)
         if not recipe_file.exists():
             write_text(recipe_file, self.recipe.to_toml())
+        return self.settings.resume or again
 
     def _say(self, text: str) -> None:
         if self.main:
@@ -264,7 +271,7 @@ class Trainer:
     def _finish(self) -> Summary:
         model = self.processes.whole(self.model if self.average is None else self.average.module)
         if self.main:
-            logs.draw_curves(self.epochs_table.rows, self.settings.out / CURVES)
+            logs.draw_curves(self.epochs_table.rows, self.steps_table.rows, self.settings.out / CURVES)
             if self.events is not None:
                 self.events.close()
             self.task.preview(model.eval(), self.settings.out / PREVIEW)

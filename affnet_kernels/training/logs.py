@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from affnet_kernels.training.checkpoints import write_text
 
 EPOCHS, STEPS = "log.csv", "steps.csv"
-PREFIXES = ("train/", "test/")
+TRAINING, HELD_OUT = "train/", "test/"  # before the names of columns
 
 
 class Table:
@@ -109,32 +109,46 @@ class Progress:
             self.bar.close()
 
 
-def draw_curves(rows: Iterable[Mapping[str, str]], path: Path) -> None:
-    """Every column of `log.csv` that is a loss, a metric or the rate, against the epoch.
+def draw_curves(epochs: Sequence[Mapping[str, str]], steps: Sequence[Mapping[str, str]], path: Path) -> None:
+    """The losses, the metrics and the learning rate against the epoch, from the rows of log.csv and steps.csv.
 
     Raises:
         ImportError: matplotlib is not installed.
+        OSError: the picture cannot be written.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise ImportError(f"train: no picture of the curves without matplotlib: {error}") from error
-    kept = list(rows)
-    groups = {
-        "training loss and its parts": [name for name in kept[0] if name.startswith(PREFIXES[0])],
-        "held-out metrics": [name for name in kept[0] if name.startswith(PREFIXES[1])],
-        "learning rate": ["rate"],
-    }
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (title, names) in zip(figure.subplots(1, len(groups)), groups.items(), strict=True):
-        for name in names:
-            points = [(int(row["epoch"]), float(row[name])) for row in kept if row[name]]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker=".", label=name.partition("/")[2] or name)
-        axes.set(title=title, xlabel="epoch")
+    losses, metrics, rate = figure.subplots(1, 3)
+    held_out = [name.removeprefix(HELD_OUT) for name in epochs[0] if name.startswith(HELD_OUT)]
+    trained = [name.removeprefix(TRAINING) for name in epochs[0] if name.startswith(TRAINING)]
+    per_epoch = int(epochs[0]["step"]) / int(epochs[0]["epoch"])
+    places = [int(row["step"]) / per_epoch for row in steps]
+    losses.plot(places, [float(row["loss"]) for row in steps], ".", color="tab:blue", alpha=0.2, label="loss of a step")
+    for name in trained:
+        axes, style = (metrics, "--") if name in held_out else (losses, "-")
+        plot_column(axes, epochs, f"{TRAINING}{name}", style, f"{name}, training" if name in held_out else name)
+    for name in held_out:
+        plot_column(metrics, epochs, f"{HELD_OUT}{name}", "-", f"{name}, held-out")
+    plot_column(rate, epochs, "rate", "-", "rate")
+    for axes, title in ((losses, "training loss"), (metrics, "metrics, %"), (rate, "learning rate")):
+        axes.set(title=title, xlabel="epoch", ylabel=title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        if len(names) > 1:
-            axes.legend()
+    for axes in (losses, metrics):
+        axes.legend(fontsize="small")
     figure.savefig(path, dpi=100)
+
+
+def plot_column(axes: Any, rows: Iterable[Mapping[str, str]], name: str, style: str, label: str) -> None:
+    """A column of the rows that have it, against their epoch; the same colour for a metric in training and held-out."""
+    points = [(int(row["epoch"]), float(row[name])) for row in rows if row[name]]
+    metric = name.rpartition("/")[2]
+    same = [line for line in axes.lines if line.get_gid() == metric]
+    colour = {"color": same[0].get_color()} if same else {}
+    axes.plot(*zip(*points, strict=True), style, marker=".", label=label, gid=metric, **colour)

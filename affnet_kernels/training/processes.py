@@ -15,7 +15,7 @@ class Processes:
 
     rank = 0
     world_size = 1
-    restarts = 0  # how often torchrun has started the processes again: after the first time, the run is resumed
+    launch = ""  # names the launcher that starts the processes again after one has ended, "" for none
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)

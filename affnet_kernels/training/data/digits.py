@@ -61,5 +61,5 @@ def warped(
     cosine, sine = turn.cos() * (1 + scale * SCALE), turn.sin() * (1 + scale * SCALE)
     row_x = torch.stack((cosine, -sine, torch.tensor(2 * x * SHIFT)))
     row_y = torch.stack((sine, cosine, torch.tensor(2 * y * SHIFT)))
-    grid = F.affine_grid(torch.stack((row_x, row_y))[None], [1, 1, *size], align_corners=False)
+    grid = F.affine_grid(torch.stack((row_x, row_y))[None].to(image), [1, 1, *size], align_corners=False)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

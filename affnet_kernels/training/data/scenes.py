@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from affnet_kernels.training.data import needs
+
 if TYPE_CHECKING:
     from numpy.random import Generator
 
@@ -126,9 +128,7 @@ def _sources(
 
         images, digits = load_sample_images().images, load_digits()
     except ImportError as error:
-        raise ImportError(
-            f"Scenes: needs scikit-learn and Pillow, got {error}; pip install 'affnet_kernels[train]'"
-        ) from error
+        raise needs("Scenes", "scikit-learn and Pillow", error) from error
     photographs = torch.stack([torch.tensor(image).permute(2, 0, 1) for image in images]).float() / 255
     strokes = torch.from_numpy(digits.images).float()[:, None] / 16
     strokes = F.pad(strokes, [2] * 4)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from affnet_kernels.training.data import needs
 from affnet_kernels.training.data.files import SUFFIXES, read_lines, read_mask, read_pixels, seeded
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Masks(Dataset[Sample]):
         try:
             import torchvision.transforms.v2  # noqa: F401
         except ImportError as error:
-            raise ImportError(f"segmentation: folders of images need torchvision, got {error}") from error
+            raise needs("segmentation", "torchvision for folders of images", error) from error
         self.names, self.first = folder.names, folder.first
         self.pairs = folder.pairs["train" if train else "val"]
         self.train = train

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from affnet_kernels.models.checkpoint import load_checkpoint
+from affnet_kernels.models.dense_checkpoints import load_weights
 from affnet_kernels.training.recipe import Recipe
 
 # The module of each task; its `build(recipe)` returns the Task.
@@ -54,8 +54,8 @@ class Task(Protocol):
         ...
 
     def load_weights(self, model: nn.Module, path: str) -> None:
-        """Start from the weights of a checkpoint; here those of the same network, with any number of classes."""
-        load_checkpoint(model, path, new_classifier=True)
+        """Start from the weights of a checkpoint: all that fit, with any number of classes."""
+        load_weights(model, path)
 
     def train_data(self) -> Dataset[Any]:
         """With `__len__`, and `__getitem__(Draw)` as a pure function: no use of a global generator's state.

@@ -72,8 +72,8 @@ class Detection(Task):
     Its data is "scenes", or a folder as in `CocoFolder`.
 
     Raises:
-        ValueError: an option is unknown or not as in `Options`; training and evaluation have other categories; as in
-            `Scenes` and `CocoFolder`.
+        ValueError: an option is unknown or not as in `Options`; the recipe smooths labels or drops features out, which
+            SSD does not; as in `Scenes` and `CocoFolder`.
         OSError, ImportError: as in `Scenes` and `CocoFolder`.
     """
 
@@ -81,13 +81,11 @@ class Detection(Task):
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.options = recipe, _options(recipe.options)
-        self.train, self.test = self._data(train=True), self._data(train=False)
-        if self.train.names != self.test.names:
-            raise ValueError(
-                f"detection: expected the same categories for training and evaluation in {recipe.data}, got "
-                f"{', '.join(self.train.names)} and {', '.join(self.test.names)}"
-            )
-        self.classes = ["background", *self.train.names]
+        for name in ("label_smoothing", "drop_rate"):
+            if getattr(recipe, name):
+                raise ValueError(f"detection: expected {name} 0, which SSD does not have, got {getattr(recipe, name)}")
+        self.test = self._data(train=False)
+        self.classes = ["background", *self.test.names]
 
     def _data(self, train: bool) -> SceneSamples | CocoFolder:
         if self.recipe.data != SCENES:
@@ -107,8 +105,19 @@ class Detection(Task):
         load_weights(model, path)
 
     def train_data(self) -> Dataset[Any]:
-        """The images for training, changed at random."""
-        return self.train
+        """The images for training, changed at random.
+
+        Raises:
+            ValueError: they have other categories than those for evaluation; as in `CocoFolder`.
+            OSError, ImportError: as in `CocoFolder`.
+        """
+        data = self._data(train=True)
+        if data.names != self.test.names:
+            raise ValueError(
+                f"detection: expected the same categories for training and evaluation in {self.recipe.data}, got "
+                f"{', '.join(data.names)} and {', '.join(self.test.names)}"
+            )
+        return data
 
     def test_data(self) -> Dataset[Any]:
         """The images for evaluation, only resized."""

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from affnet_kernels.models import DeepLabv3, create_model
 from affnet_kernels.models.dense_checkpoints import load_weights
 from affnet_kernels.models.maps import draw_maps
+from affnet_kernels.training.data import needs
 from affnet_kernels.training.data.scenes import Scenes
 from affnet_kernels.training.data.voc import IGNORED, Folder, Masks, read_folder
 from affnet_kernels.training.recipe import Recipe
@@ -104,7 +105,7 @@ class Segmentation(Task):
     ) -> Loss:
         """Cross-entropy over the pixels that are not ignored."""
         total = F.cross_entropy(
-            outputs.float(),
+            outputs.to(torch.promote_types(outputs.dtype, torch.float32)),
             targets,
             ignore_index=IGNORED,
             reduction="sum",
@@ -158,9 +159,7 @@ class MeanIoU:
         try:
             from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
         except ImportError as error:
-            raise ImportError(
-                f"segmentation: needs torchmetrics, got {error}; pip install 'affnet_kernels[train]'"
-            ) from error
+            raise needs("segmentation", "torchmetrics", error) from error
         # The engine gathers; torchmetrics would do it once more.
         common: dict[str, Any] = {"ignore_index": IGNORED, "validate_args": False, "sync_on_compute": False}
 
