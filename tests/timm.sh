@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests of what the main environment lacks (timm, torchvision, fvcore, huggingface_hub, safetensors), and timm's
-# own tests of the networks, on the CPU with a PyTorch that torchvision supports. Shares the environment of
+# Runs the tests of what the main environment lacks (timm, torchvision, fvcore), training on folders of images among
+# them, and timm's own tests of the networks, on the CPU with a PyTorch that torchvision supports. Shares the environment of
 # tests/cuda_build.sh, but needs no compiler.
 #
 #     tests/timm.sh [virtual environment, made if it is not there]
@@ -16,7 +16,8 @@ cd "$root"
 step "setting up $venv: ${packages[*]} (5 GB, some minutes the first time)"
 test -x "$venv/bin/python" || python3 -m venv "$venv"
 pip() { "$venv/bin/python" -m pip "$@" --quiet --disable-pip-version-check; }
-pip install "${packages[@]}" fvcore huggingface_hub hypothesis numpy pillow pytest pytest-xdist safetensors
+pip install "${packages[@]}" fvcore huggingface_hub hypothesis matplotlib numpy pillow pycocotools pytest pytest-xdist \
+  safetensors scikit-learn tensorboard torchmetrics tqdm
 
 # An extension in this tree was built for another PyTorch and is not loaded; nor shall Triton's interpreter, which is
 # slow, take the place of the reference.
@@ -24,7 +25,8 @@ export TRITON_INTERPRET=0 OMP_NUM_THREADS=1
 tests() { "$venv/bin/python" -m pytest -q -p no:cacheprovider --numprocesses 2 "$@"; }
 
 step 'running the tests of what the main environment lacks'
-tests tests/test_{timm,models,modules,flops,checkpoints,dense,hub}.py
+tests tests/test_{timm,models,modules,flops,checkpoints,dense,hub,boxes,detect,detection_coco,detection_loss}.py \
+  tests/test_{segmentation,training}_folders.py
 
 step "running timm's own tests"
 own=$root/build/timm

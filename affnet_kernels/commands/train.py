@@ -9,8 +9,8 @@ from typing import Any
 
 from affnet_kernels.models import MODELS
 from affnet_kernels.models.token_mixers import MIXERS
-from affnet_kernels.training.distributed import joined
 from affnet_kernels.training.engine import RECIPE, Settings, Summary, train
+from affnet_kernels.training.launch import joined
 from affnet_kernels.training.recipe import Recipe
 from affnet_kernels.training.tasks import TASKS
 
