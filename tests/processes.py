@@ -12,7 +12,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
@@ -39,13 +39,21 @@ def run_in_processes(
     return [torch.load(path, weights_only=False) for path in paths]
 
 
+class Ended(NamedTuple):
+    """A command that has ended."""
+
+    status: int | None
+    output: str
+    errors: str
+
+
 def command_in_processes(
     count: int, module: str, arguments: list[str], folder: Path, **environment: str
-) -> list[tuple[int, str]]:
-    """The status and the standard error of `module.main(arguments)` in each of `count` processes."""
-    paths = [folder / f"error-{rank}.txt" for rank in range(count)]
-    codes = _exit_codes(count, folder, _command, [(module, arguments, path, environment) for path in paths])
-    return [(code, path.read_text()) for code, path in zip(codes, paths, strict=True)]
+) -> list[Ended]:
+    """How `module.main(arguments)` ends in each of `count` processes."""
+    paths = [(folder / f"output-{rank}.txt", folder / f"errors-{rank}.txt") for rank in range(count)]
+    codes = _exit_codes(count, folder, _command, [(module, arguments, *pair, environment) for pair in paths])
+    return [Ended(code, *(path.read_text() for path in pair)) for code, pair in zip(codes, paths, strict=True)]
 
 
 def _exit_codes(
@@ -85,10 +93,11 @@ def _run(function: Callable[..., Any], path: Path, arguments: tuple[Any, ...]) -
         sys.exit(1)
 
 
-def _command(module: str, arguments: list[str], path: Path, environment: dict[str, str]) -> None:
+def _command(module: str, arguments: list[str], output: Path, errors: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    with path.open("w") as file:
-        os.dup2(file.fileno(), sys.stderr.fileno())
+    for path, stream in ((output, sys.stdout), (errors, sys.stderr)):
+        with path.open("w") as file:
+            os.dup2(file.fileno(), stream.fileno())
     sys.exit(importlib.import_module(module).main(arguments))
 
 

@@ -318,6 +318,29 @@ def test_claims_are_judged(tmp_path: Path) -> None:
     assert "NOT A GPU RUN" not in text
 
 
+def test_claims_of_one_launch_are_judged() -> None:
+    named = re.escape("cuda, 128@32x32, B=64, bfloat16, forward")
+    for microseconds, first, second, eager in ((20.0, "met", "NOT MET", "NOT MET"), (12.5, "met", "met", "met")):
+        rows = _rows(p50_us=microseconds, provider_of_fused="cuda")
+        rows += [replace(row, p50_us=25.0, provider="planned", suite="paths-cuda") for row in rows[2:]]
+        text = report.text(Rows(rows), [])
+        share = round(40000 / microseconds / 40)
+        assert re.search(rf"{named}: of clone's bandwidth +\| +>= 45% \| +{share}% \| +{first} \|", text)
+        assert re.search(rf"{named}: of clone's bandwidth +\| +>= 65% \| +{share}% \| +{second} \|", text)
+        assert re.search(rf"{named}: speed against eager +\| +>= 15x \| +\S+x \| +{eager} \|", text)
+        assert re.search(rf"{named}: speed against cuFFT +\| +>= 1x \| +{25 / microseconds:.3g}x \| +met \|", text)
+
+
+def test_the_claim_of_one_launch_leaves_out_large_maps() -> None:
+    """A map of 64 x 64 is planned, in four launches."""
+    rows = [replace(row, suite="launches", provider="cuda", launches=1) for row in _rows()[2:]]
+    rows.append(replace(rows[0], case="64@64x64", channels=64, height=64, width=64, launches=4))
+    text = report.text(Rows(rows), [])
+    assert re.search(r"cuda: launches of a forward pass, up to 32x32 +\| +<= 1 \| +1 \| +met \|", text)
+    rows.append(replace(rows[0], case="104@16x16", channels=104, height=16, width=16, launches=2))
+    assert re.search(r"up to 32x32 +\| +<= 1 \| +2 \| +NOT MET \|", report.text(Rows(rows), []))
+
+
 def test_no_launch_is_no_evidence() -> None:
     """A profiler that recorded nothing must not meet the claim of at most one launch."""
     for launches, verdict in ((0, "not measured on a GPU"), (1, "met"), (2, "NOT MET")):

@@ -88,7 +88,8 @@ def chosen_recipe(options: argparse.Namespace) -> Recipe:
 
 def default_recipe(task: str | None, data: str | None, model: str | None) -> str:
     """The name of the package's recipe for a task, data and model."""
-    task, data = task or "classification", data or "digits"
+    task = task or "classification"
+    data = data or ("digits" if task == "classification" else "scenes")
     name = RECIPES.get((task, data if (task, data) in RECIPES else "DIR"))
     return name or model or "affnet_et"
 

@@ -91,15 +91,15 @@ class Trainer:
         from affnet_kernels.training.sharded import Checkpoints  # takes a second, which other commands need not wait
 
         self.recipe, self.settings, self.processes = recipe, settings, processes
-        self.store = Checkpoints(settings.out, processes)
         self.main = processes.rank == 0
-
-        saved = self._open_folder()
-        torch.manual_seed(recipe.seed)
+        # Data that are not there must not leave a folder behind, which the next start would take for a run.
         self.task = task_of(recipe)
         self.data = Readable(self.task.train_data(), recipe.limit, substitute=True)
         self.plan = Plan(recipe, len(self.data))
         self.sampler = StepSampler(self.plan, processes.rank, processes.world_size)
+        self.store = Checkpoints(settings.out, processes)
+        saved = self._open_folder()
+        torch.manual_seed(recipe.seed)
         network = self.task.model()
         if recipe.weights and saved is None:
             self.task.load_weights(network, recipe.weights)

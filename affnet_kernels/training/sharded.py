@@ -185,7 +185,7 @@ def _plain(error: Exception, folder: Path) -> Exception:
     if isinstance(cause, OSError):
         return type(cause)(
             f"train: expected to write a checkpoint into {folder}, got: {cause.strerror or cause}; "
-            "the one before it is kept, from which --resume continues"
+            "an earlier one is kept, from which --resume continues"
         )
     return type(error)(str(error))
 

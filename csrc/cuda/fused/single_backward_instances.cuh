@@ -8,7 +8,7 @@ namespace affnet {
 template <int kLeast, int kMost, size_t i>
 void take_backward_if(SingleVjpKernel& found, int index) {
   constexpr SingleInstance kInstance = kSingleInstances[i];
-  if constexpr (kInstance.H >= kLeast && kInstance.H <= kMost && kInstance.quads <= kMaxVjpQuads) {
+  if constexpr (kInstance.H >= kLeast && kInstance.H <= kMost && has_backward(kInstance)) {
     if (index == static_cast<int>(i)) found = single_vjp_kernel<kInstance.H, kInstance.W, kInstance.quads>;
   }
 }

@@ -171,11 +171,17 @@ constexpr int single_images(int64_t B, int planes, int shorter, int threads) {
   return images;
 }
 
+// Whether an instance has a backward kernel: those for any sizes and those of 256 pixels, as they take long to compile.
+constexpr bool has_backward(const SingleInstance& i) {
+  return i.quads <= kMaxVjpQuads && (i.H == 0 || i.H == 8 || i.H == 16 || i.H == 32);
+}
+
 // The index of the instance for a call, -1 if there is none.
-constexpr int single_instance(int64_t H, int64_t W, int quads) {
+constexpr int single_instance(int64_t H, int64_t W, int quads, bool backward) {
   int index = 0;
   for (const SingleInstance& i : kSingleInstances) {
-    if ((i.H == H && i.W == W && i.quads == quads) || (i.H == 0 && i.quads >= quads)) return index;
+    const bool fits = (i.H == H && i.W == W && i.quads == quads) || (i.H == 0 && i.quads >= quads);
+    if (fits && (!backward || has_backward(i))) return index;
     ++index;
   }
   return -1;
@@ -196,10 +202,9 @@ constexpr SinglePlan plan_single(int64_t B, int64_t H, int64_t W, int64_t K, int
   SinglePlan plan{};
   plan.instance = -1;
   if (Dh != D || D < 5 || D > 40 || !is_single_length(H) || !is_single_length(W)) return plan;
-  const int index = single_instance(H, W, quads_of(static_cast<int>(D)));
+  const int index = single_instance(H, W, quads_of(static_cast<int>(D)), backward);
   if (index < 0) return plan;
   const int quads = kSingleInstances[index].quads;
-  if (backward && quads > kMaxVjpQuads) return plan;
   plan.threads = backward ? vjp_shape(quads).warps * kWarpThreads : kSingleThreads;
   plan.strides = strides_of(index, static_cast<int>(H), static_cast<int>(W));
   plan.images = single_images(B, static_cast<int>(D + 1) / 2, static_cast<int>(std::min(H, W)), plan.threads);

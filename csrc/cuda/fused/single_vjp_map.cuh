@@ -50,7 +50,8 @@ struct SingleVjpLayers : Layers<kQuads> {
   }
 };
 
-// The sums of a CTA leave it as one partial sum [partial_size(D, D)], parts of the frequencies in order.
+// The sums of a CTA leave it as one partial sum [partial_size(D, D)], parts of the frequencies in order. A barrier
+// comes before, because the sums of warps replace the operands.
 template <int kQuads>
 struct SingleSums : Sums<kQuads> {
   using Operands = affnet::Operands<kQuads>;
@@ -61,7 +62,6 @@ struct SingleSums : Sums<kQuads> {
     const uint32_t mine = Operands::kInput + static_cast<uint32_t>(2 * kBytes * (warp - kOctets));
     this->first.sum_bias_over_lanes();
     this->second.sum_bias_over_lanes();
-    barrier();
     if (warp >= kOctets) {
       this->first.store(mine);
       this->second.store(mine + kBytes);
@@ -115,7 +115,7 @@ AFFNET_DEVICE void scale_quads(Quad (&x)[kQuads], float scale) {
   }
 }
 
-// The residual's part of dx, and the Hermitian part in special columns.
+// The Hermitian part in special columns.
 template <bool kSpecial>
 AFFNET_DEVICE void finish_quad(Quad& d, bool own) {
   if constexpr (kSpecial) {
