@@ -168,15 +168,18 @@ AFFNET_DEVICE void activated(const float (&c)[4], uint32_t (&pairs)[2], const Ma
 #undef AFFNET_CASE
     }
   } else if constexpr (kActivation == Activation::kRelu) {
-    pairs[0] = pack_relu(c[0], c[1]), pairs[1] = pack_relu(c[2], c[3]);
-    return;
+    for (int i = 0; i < 4; ++i) v[i] = c[i];
   } else if constexpr (kActivation == Activation::kSilu) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) v[i] = activate_approximately<kActivation>(c[i]);
   } else {
     static_assert(kNoSuchActivation<kActivation>, "activated: an activation without a quick way");
   }
-  pairs[0] = pack<Half::kFloat16>(v[0], v[1]), pairs[1] = pack<Half::kFloat16>(v[2], v[3]);
+  if constexpr (!kGeneral && kActivation == Activation::kRelu) {
+    pairs[0] = pack_relu(v[0], v[1]), pairs[1] = pack_relu(v[2], v[3]);
+  } else {
+    pairs[0] = pack<Half::kFloat16>(v[0], v[1]), pairs[1] = pack<Half::kFloat16>(v[2], v[3]);
+  }
 }
 
 // Y = factor shrink(P2) X of one channel and slot, all (re, im). In float16 but for the general way, whose P2 and
