@@ -240,7 +240,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {  # what, text, replaced by, in cs
         "",
         "half_transform.cuh",
     ),
-    "conjugate of the weights": ("of_imaginary ? re : -im", "of_imaginary ? re : im", "half_map.cuh"),
+    "conjugate of the weights": ("of_imaginary ? re : -im", "of_imaginary ? re : im", "half_weights.cuh"),
     "the power of two of a channel": (
         "Half::kFloat16>(factor, factor);",
         "Half::kFloat16>(1.f, factor);",
