@@ -54,8 +54,7 @@ def check(library: ctypes.CDLL, call: Call, **changes: bool) -> None:
     answer = emulate(library, call, inputs, **changes)
     assert answer.report.startswith(CLEAN), answer.report
     found = errors(answer, call, inputs)
-    if call.dtype == torch.bfloat16:
-        assert found.y <= ROUNDING_FACTOR * found.rounding + ROUNDING_EXTRA, found
+    assert found.y <= ROUNDING_FACTOR * found.rounding + ROUNDING_EXTRA, found
     assert found.branch <= BRANCH_BOUND, found
 
 
