@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -69,10 +70,14 @@ def _exit_codes(
     ]
     for process in started:
         process.start()
-    for process in started:
-        process.join(timeout=300)
+    end = time.monotonic() + 300
+    while any(process.is_alive() for process in started) and time.monotonic() < end:
+        time.sleep(0.05)
+        if any(process.exitcode for process in started):
+            end = min(end, time.monotonic() + 30)  # torchrun, too, ends those that one has left
     for process in started:
         process.kill()
+        process.join()
     return [process.exitcode for process in started]
 
 
