@@ -106,6 +106,8 @@ def test_targets(targets: str, capability: tuple[int, int], runs: bool) -> None:
 @pytest.mark.parametrize(
     ("size", "channels", "forward", "backward", "chosen"),
     [
+        (-8, 40, "one-launch", "one-launch", ("triton", "triton")),  # a negative size: in bfloat16
+        (-14, 32, "one-launch", "one-launch", ("cuda", "cuda")),
         (8, 40, "one-launch", "one-launch", ("cuda", "cuda")),
         (8, 40, "one-launch", "planned", ("cuda", "triton")),
         (32, 16, "planned", "planned", ("triton", "triton")),
@@ -121,7 +123,7 @@ def test_the_preferred_kernel_is_chosen_for_each_pass(
         monkeypatch.setattr(backend, "unsupported", lambda spec, name=backend.NAME: [] if name != "cpu" else ["no"])
     ways = (KernelPath(forward, ""), KernelPath(backward, "" if backward == "one-launch" else "of a reason"))
     monkeypatch.setattr(CUDA, "path", lambda spec, is_backward: ways[is_backward])
-    call = spec(size, channels)
+    call = spec(abs(size), channels, torch.bfloat16 if size < 0 else torch.float32)
     assert chosen == tuple(select.__wrapped__(call, None, is_backward).NAME for is_backward in (False, True))
     assert all(select.__wrapped__(call, "triton", is_backward) is triton for is_backward in (False, True))
     monkeypatch.setattr(triton, "unsupported", lambda spec: ["not here"])

@@ -25,6 +25,7 @@ from functools import cached_property
 from benchmarks.static.costs import Cost
 from benchmarks.static.sass import Block, Place, source_line
 
+FEW = 8  # instructions
 _TRIPS = re.compile(r"//.*\btrips: (\w+)")
 _RARE = re.compile(r"//.*\brare\b")
 _ARGUMENT = re.compile(r"Activation::k(\w+)[,>]")
@@ -106,12 +107,12 @@ class Graph:
     def _excluded(self, block: Block) -> bool:
         """Whether it never runs: most of it is rare or another activation's, and nothing the wanted one's.
 
-        The compiler moves single instructions of a region to where others need them too, hence "most"; and what it has
-        predicated instead of jumping over it runs.
+        The compiler moves single instructions of a region to where others need them too, hence "most", and not of a
+        block of a few; and what it has predicated instead of jumping over it runs.
         """
         regions = self._regions_of(block)
         other = sum(count for name, count in regions.items() if name == "rare" or self._activation)
-        return self._activation not in regions and 2 * other > len(block.instructions)
+        return self._activation not in regions and other >= FEW and 2 * other > len(block.instructions)
 
     def _regions_of(self, block: Block) -> Counter[str]:
         """How many of its instructions are for each activation, and "rare"."""
