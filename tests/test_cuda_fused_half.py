@@ -242,15 +242,15 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {  # what, text, replaced by, in cs
     ),
     "conjugate of the weights": ("of_imaginary ? re : -im", "of_imaginary ? re : im", "half_map.cuh"),
     "the power of two of a channel": (
-        "(power_of_two(-bits), power_of_two(-bits))",
-        "(1.f, power_of_two(-bits))",
+        "Half::kFloat16>(factor, factor);",
+        "Half::kFloat16>(1.f, factor);",
         "half_map.cuh",
     ),
     "a tile of slots too few": ("kSlots / 16);", "kSlots / 16) - 1;", "half_map.cuh"),
     "SiLU's argument": ("Activation::kSilu ? 0.5f : 1.f", "Activation::kSilu ? 1.f : 1.f", "half_forward.cuh"),
     "the guard of the common power of two": ("e = 0;\n    if (!fast)", "e = 0;\n    if (false)", "half_guard.cuh"),
     "the guard of a plane": ("return root * most > kHalfMost;", "return root * most > 1e9f;", "half_guard.cuh"),
-    "the power of two of large tiles": (" - e - plane(most, root);", " - e;", "half_guard.cuh"),
+    "the power of two of large tiles": ("? e + plane(most, root)", "? e", "half_guard.cuh"),
     "padding of channels": ("clear(static_cast<uint32_t>(2 * a.D) * at.stride, at.x);", "", "half_forward.cuh"),
     "padding of x": ("if (!kWhole) clear(at.x, at.staging);", "", "half_forward.cuh"),
 }

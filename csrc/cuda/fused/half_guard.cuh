@@ -72,19 +72,19 @@ struct Guard {
     return too_large(most, root) ? 15 - exponent_above(most) - exponent_above(root) : 0;
   }
 
-  // -f_d; a multiple of four where speed counts, so that the inverse's constants change seldom.
+  // -f_d. In the general way the least; in the fast one, whose e and e_d are 0, a multiple of four so that the
+  // inverse's constants change seldom.
+  template <bool kGeneral>
   AFFNET_DEVICE int reduction(float most) const {
-    return fast ? fast_reduction(most)
-                : max_of(0, exponent_above(masked / kHalfMost * scaled(most, plane(most, root))));
-  }
-
-  AFFNET_DEVICE int fast_reduction(float most) const {
-    return (max_of(0, exponent_above(masked * (1 / kHalfMost) * most)) + 3) & ~3;
+    constexpr float kShare = 1 / kHalfMost;
+    if constexpr (kGeneral) return max_of(0, exponent_above(kShare * masked * scaled(most, plane(most, root))));
+    return (max_of(0, exponent_above(kShare * masked * most)) + 3) & ~3;
   }
 
   // 2^-n Y_d is what is stored.
+  template <bool kGeneral>
   AFFNET_DEVICE int taken_back(float most) const {
-    return fast ? fast_reduction(most) : reduction(most) - e - plane(most, root);
+    return reduction<kGeneral>(most) - (kGeneral ? e + plane(most, root) : 0);
   }
 
   // 2^n v.

@@ -267,15 +267,14 @@ AFFNET_DEVICE void map_slots(const HalfArguments& a, const HalfLayout& at, const
 #pragma unroll
   for (int n = 0; n < kQuads; ++n) {
     const auto most = shared_load<float>(at.magnitudes + static_cast<uint32_t>(4 * (4 * n + t)));
-    const int bits = kGeneral ? guard.reduction(most) : guard.fast_reduction(most);
-    reduced[n] = pack<kGeneral ? Half::kBfloat16 : Half::kFloat16>(power_of_two(-bits), power_of_two(-bits));
+    const float factor = power_of_two(-guard.reduction<kGeneral>(most));
+    reduced[n] = pack<kGeneral ? Half::kBfloat16 : Half::kFloat16>(factor, factor);
     if (thread_index() < 4) {  // for the inverse transform
-      const int taken_back = kGeneral ? guard.taken_back(most) : bits;
-      shared_store(at.exponents + static_cast<uint32_t>(4 * (4 * n + t)), taken_back);
+      shared_store(at.exponents + static_cast<uint32_t>(4 * (4 * n + t)), guard.taken_back<kGeneral>(most));
     }
     if constexpr (kGeneral) {
-      const float factor = power_of_two(guard.e - Guard::plane(most, guard.root));
-      common[n] = pack<Half::kFloat16>(factor, factor);
+      const float own = power_of_two(guard.e - Guard::plane(most, guard.root));
+      common[n] = pack<Half::kFloat16>(own, own);
     }
     if constexpr (kKeep) {
 #pragma unroll
