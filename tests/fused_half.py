@@ -15,7 +15,7 @@ from affnet_kernels.backends.reference import mixer
 from tests.helpers import relative_error
 from tests.test_cuda_emulated import HOST, ROOT, pointer
 
-THREE_QUADS = ("-DAFFNET_HALF_QUADS=4", "-DAFFNET_HALF_QUADS_3=4")
+FEW_INSTANCES = "-DAFFNET_FEW_INSTANCES"  # D = 13 to 16: 16 x 16 as it is, up to 32 x 32 with padding
 SHARED_BYTES = 227 * 1024
 
 

@@ -56,8 +56,8 @@ struct Guard {
     e = 0;
     if (!fast) {  // in units of 2^64, so that no bound overflows
       constexpr float kUnit = 0x1p-64f;
-      const float small_X = root * (kUnit * most),
-                  small_O1 = fminf(norms.r1 * small_X + kUnit * norms.b1, kUnit * limit);
+      const float small_X = root * (kUnit * most);  // rare
+      const float small_O1 = fminf(norms.r1 * small_X + kUnit * norms.b1, kUnit * limit);
       e = min_of(0, 15 - 64 - exponent_above(small_X > small_O1 ? small_X : small_O1));
       const float scaled_O1 = fminf(norms.r1 * (root * scaled(most, e)) + scaled(norms.b1, e), scaled(limit, e));
       masked = 1.4143f * spread * root * (norms.r2 * scaled_O1 + scaled(norms.b2, e));
@@ -72,16 +72,19 @@ struct Guard {
     return too_large(most, root) ? 15 - exponent_above(most) - exponent_above(root) : 0;
   }
 
-  // -f_d; a multiple of four where speed counts, so that the inverse's constants change seldom.
+  // -f_d. In the general way the least; in the fast one, whose e and e_d are 0, a multiple of four so that the
+  // inverse's constants change seldom.
+  template <bool kGeneral>
   AFFNET_DEVICE int reduction(float most) const {
-    const float bound = masked * (1 / kHalfMost) * (fast ? most : scaled(most, plane(most, root)));
-    const int bits = max_of(0, exponent_above(bound));
-    return fast ? (bits + 3) & ~3 : bits;
+    constexpr float kShare = 1 / kHalfMost;
+    if constexpr (kGeneral) return max_of(0, exponent_above(kShare * masked * scaled(most, plane(most, root))));
+    return (max_of(0, exponent_above(kShare * masked * most)) + 3) & ~3;
   }
 
   // 2^-n Y_d is what is stored.
+  template <bool kGeneral>
   AFFNET_DEVICE int taken_back(float most) const {
-    return fast ? reduction(most) : reduction(most) - e - plane(most, root);
+    return reduction<kGeneral>(most) - (kGeneral ? e + plane(most, root) : 0);
   }
 
   // 2^n v.

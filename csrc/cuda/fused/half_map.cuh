@@ -179,18 +179,19 @@ AFFNET_DEVICE void activated(const float (&c)[4], uint32_t (&pairs)[2], const Ma
   pairs[0] = pack<Half::kFloat16>(v[0], v[1]), pairs[1] = pack<Half::kFloat16>(v[2], v[3]);
 }
 
-// Y = factor shrink(P2) X of one channel and slot, all (re, im). In float16 but for the general way, whose P2 may
-// exceed it.
+// Y = factor shrink(P2) X of one channel and slot, all (re, im). In float16 but for the general way, whose P2 and
+// factor may be beyond it: its factors are bfloat16.
 template <bool kGeneral>
-AFFNET_DEVICE uint32_t masked(float re, float im, uint32_t X, float factor, float threshold) {
+AFFNET_DEVICE uint32_t masked(float re, float im, uint32_t X, uint32_t factors, float threshold) {
   if constexpr (kGeneral) {
+    const float factor = first_of<Half::kBfloat16>(factors);
     const float m_re = factor * soft_shrink(re, threshold), m_im = factor * soft_shrink(im, threshold);
     const float x_re = first_of<Half::kFloat16>(X), x_im = second_of<Half::kFloat16>(X);
     return pack<Half::kFloat16>(m_re * x_re - m_im * x_im, m_re * x_im + m_im * x_re);
   } else {
     const uint32_t most = pack<Half::kFloat16>(threshold, threshold);
     const uint32_t least = pack<Half::kFloat16>(-threshold, -threshold);
-    const uint32_t P2 = pack<Half::kFloat16>(re, im), factors = pack<Half::kFloat16>(factor, factor);
+    const uint32_t P2 = pack<Half::kFloat16>(re, im);
     const uint32_t M = subtract_pairs(P2, min_pairs(max_pairs(P2, least), most));
     return multiply_complex(multiply_pairs(M, factors), X);
   }
@@ -259,20 +260,21 @@ AFFNET_DEVICE void map_slots(const HalfArguments& a, const HalfLayout& at, const
   const int t = thread_index() % 4, warp = thread_index() / 32, warps = thread_count() / 32;
   const MapScales s{a.activation, power_of_two(guard.e), power_of_two(-guard.e),
                     kGeneral ? power_of_two(guard.e) * a.threshold : a.threshold};
-  float reduced[kQuads];    // 2^f_d
-  uint32_t common[kQuads];  // 2^(e - e_d), general way only
+  uint32_t reduced[kQuads];  // 2^f_d, twice
+  uint32_t common[kQuads];   // 2^(e - e_d), general way only
   HalfWeights<kQuads> kept[2][kKeep ? kQuads : 1];
   Float4 biases[2][kKeep ? kQuads : 1];
 #pragma unroll
   for (int n = 0; n < kQuads; ++n) {
     const auto most = shared_load<float>(at.magnitudes + static_cast<uint32_t>(4 * (4 * n + t)));
-    reduced[n] = power_of_two(-guard.reduction(most));
+    const float factor = power_of_two(-guard.reduction<kGeneral>(most));
+    reduced[n] = pack<kGeneral ? Half::kBfloat16 : Half::kFloat16>(factor, factor);
     if (thread_index() < 4) {  // for the inverse transform
-      shared_store(at.exponents + static_cast<uint32_t>(4 * (4 * n + t)), guard.taken_back(most));
+      shared_store(at.exponents + static_cast<uint32_t>(4 * (4 * n + t)), guard.taken_back<kGeneral>(most));
     }
     if constexpr (kGeneral) {
-      const float factor = power_of_two(guard.e - Guard::plane(most, guard.root));
-      common[n] = pack<Half::kFloat16>(factor, factor);
+      const float own = power_of_two(guard.e - Guard::plane(most, guard.root));
+      common[n] = pack<Half::kFloat16>(own, own);
     }
     if constexpr (kKeep) {
 #pragma unroll

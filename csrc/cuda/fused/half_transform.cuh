@@ -13,9 +13,10 @@
 namespace affnet {
 
 // Tile (row, column) of a section of the table; zeros beyond the table's own tiles.
+template <int kTiles>
 AFFNET_DEVICE Words4 dft_tile(const uint32_t* table, DftSection section, int length, int row, int column) {
-  const int tiles = (length + 15) / 16;
-  if (row >= tiles || column >= tiles) return Words4{{0, 0, 0, 0}};
+  const int tiles = kTiles == 1 ? 1 : (length + 15) / 16;
+  if (kTiles > 1 && (row >= tiles || column >= tiles)) return Words4{{0, 0, 0, 0}};
   const int tile = (static_cast<int>(section) * tiles + row) * tiles + column;
   return global_load<Words4>(table + tile * kDftTileWords + thread_index() % 32 * 4);
 }
@@ -28,13 +29,13 @@ struct DftTiles {
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
-      for (int c = 0; c < kTiles; ++c) at[i][c] = dft_tile(table, section, length, i, c);
+      for (int c = 0; c < kTiles; ++c) at[i][c] = dft_tile<kTiles>(table, section, length, i, c);
     }
   }
 
   // Times a power of two, exactly.
   AFFNET_DEVICE void scale(float factor) {
-    const uint32_t pair = pack<Half::kFloat16>(factor, factor);
+    const uint32_t pair = pack<Half::kFloat16>(factor, factor);  // rare
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
@@ -85,12 +86,12 @@ struct ForwardConstants {
   // What bfloat16 leaves of tile (i, h).
   AFFNET_DEVICE Words4 rest(int i, int h) const {
     if constexpr (kKeepRest) return kept_rest.at[i][h];
-    return dft_tile(a.height_constants, DftSection::kLeftBfloat16Rest, a.H, i, h);
+    return dft_tile<kTiles>(a.height_constants, DftSection::kLeftBfloat16Rest, a.H, i, h);
   }
 
   AFFNET_DEVICE Words4 width(int j, int w) const {
     if constexpr (kKeep) return kept_width.at[j][w];
-    return dft_tile(a.width_constants, DftSection::kRight, a.W, j, w);
+    return dft_tile<kTiles>(a.width_constants, DftSection::kRight, a.W, j, w);
   }
 };
 
@@ -218,7 +219,7 @@ struct InverseConstants {
 
   AFFNET_DEVICE void take_back(int bits) {
     if (bits == taken_back) return;
-    width.scale(power_of_two(bits - taken_back));
+    width.scale(power_of_two(bits - taken_back));  // rare: channels of about one size share a multiple of four
     taken_back = bits;
   }
 };
