@@ -214,7 +214,7 @@ AFFNET_DEVICE void map_unit(const SingleTiling<Layout>& tiling, int unit, float 
 template <bool kSpecial, int kQuads, typename Layout>
 AFFNET_DEVICE void map_wide_unit(const SingleTiling<Layout>& tiling, int unit, float threshold, float scale,
                                  const Lane& lane) {
-  constexpr int kHalf = kQuads / 2;
+  constexpr int kHalf = kQuads / 2, kGroup = kQuads % 4 == 0 ? 4 : 2;
   static_assert(kQuads % 2 == 0 && Layout::kUnitTiles == 1);
   const LanePlanes<Layout> planes(tiling.layout, lane);
   const SingleRows<kSpecial> rows(tiling, unit, lane, tiling.whole_units());
@@ -222,15 +222,16 @@ AFFNET_DEVICE void map_wide_unit(const SingleTiling<Layout>& tiling, int unit, f
 #pragma unroll
   for (int j = 0; j < kQuads; ++j) p[0][j] = bias_of<kQuads>(0, j, lane);
 #pragma unroll 1
-  for (int q = 0; q < kQuads; q += 2) {  // trips: inputs
-    Quad x[1][2];
-    Left left[1][2];
-    load_quads(x[0][0], x[0][1], rows, planes, q);
-    split_quads<2, 1, 2>(left, x, 0);
+  for (int q = 0; q < kQuads; q += kGroup) {  // trips: inputs
+    Quad x[1][kGroup];
+    Left left[1][kGroup];
+#pragma unroll
+    for (int i = 0; i < kGroup; i += 2) load_quads(x[0][i], x[0][i + 1], rows, planes, q + i);
+    split_quads<kGroup, 1, kGroup>(left, x, 0);
 #pragma unroll
     for (int j = 0; j < kQuads; ++j) {
       Quad column[1] = {p[0][j]};
-      add_sum<kQuads, 1, 2>(column, left, 0, j, q, lane);
+      add_sum<kQuads, 1, kGroup>(column, left, 0, j, q, lane);
       p[0][j] = column[0];
     }
   }
@@ -257,7 +258,7 @@ AFFNET_DEVICE void map_wide_unit(const SingleTiling<Layout>& tiling, int unit, f
 template <bool kSpecial, int kQuads, typename Layout>
 AFFNET_DEVICE void map_any_unit(const SingleTiling<Layout>& tiling, int unit, float threshold, float scale,
                                 const Lane& lane) {
-  if constexpr (kQuads >= 10) {
+  if constexpr (kQuads >= 8) {
     map_wide_unit<kSpecial, kQuads>(tiling, unit, threshold, scale, lane);
   } else {
     map_unit<kSpecial, kQuads>(tiling, unit, threshold, scale, lane);
