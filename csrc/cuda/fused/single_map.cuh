@@ -209,6 +209,62 @@ AFFNET_DEVICE void map_unit(const SingleTiling<Layout>& tiling, int unit, float 
   }
 }
 
+// The same for more channels than the registers can hold: one loop over the inputs of the first layer, one over the
+// outputs of the second. Without them the compiler schedules all products together, and spills.
+template <bool kSpecial, int kQuads, typename Layout>
+AFFNET_DEVICE void map_wide_unit(const SingleTiling<Layout>& tiling, int unit, float threshold, float scale,
+                                 const Lane& lane) {
+  constexpr int kHalf = kQuads / 2, kGroup = kQuads % 4 == 0 ? 4 : 2;
+  static_assert(kQuads % 2 == 0 && Layout::kUnitTiles == 1);
+  const LanePlanes<Layout> planes(tiling.layout, lane);
+  const SingleRows<kSpecial> rows(tiling, unit, lane, tiling.whole_units());
+  Quad p[1][kQuads];
+#pragma unroll
+  for (int j = 0; j < kQuads; ++j) p[0][j] = bias_of<kQuads>(0, j, lane);
+#pragma unroll 1
+  for (int q = 0; q < kQuads; q += kGroup) {  // trips: inputs
+    Quad x[1][kGroup];
+    Left left[1][kGroup];
+#pragma unroll
+    for (int i = 0; i < kGroup; i += 2) load_quads(x[0][i], x[0][i + 1], rows, planes, q + i);
+    split_quads<kGroup, 1, kGroup>(left, x, 0);
+#pragma unroll
+    for (int j = 0; j < kQuads; ++j) {
+      Quad column[1] = {p[0][j]};
+      add_sum<kQuads, 1, kGroup>(column, left, 0, j, q, lane);
+      p[0][j] = column[0];
+    }
+  }
+  activate_quads<kQuads, 1>(p, tiling.layout.a.activation);
+
+  Left first[1][kHalf], second[1][kHalf];
+  split_quads<kQuads, 1, kHalf>(first, p, 0);
+  split_quads<kQuads, 1, kHalf>(second, p, kHalf);
+#pragma unroll 1
+  for (int q = 0; q < kQuads; q += 2) {  // trips: outputs
+    Quad x[2], y[2];
+    load_quads(x[0], x[1], rows, planes, q);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      Quad column[1] = {bias_of<kQuads>(1, q + j, lane)};
+      add_sum<kQuads, 1, kHalf>(column, first, 1, q + j, 0, lane);
+      add_sum<kQuads, 1, kHalf>(column, second, 1, q + j, kHalf, lane);
+      y[j] = masked<kSpecial>(x[j], column[0], threshold, scale, rows.own);
+    }
+    store_quads(y[0], y[1], rows, planes, q);
+  }
+}
+
+template <bool kSpecial, int kQuads, typename Layout>
+AFFNET_DEVICE void map_any_unit(const SingleTiling<Layout>& tiling, int unit, float threshold, float scale,
+                                const Lane& lane) {
+  if constexpr (kQuads >= 8) {
+    map_wide_unit<kSpecial, kQuads>(tiling, unit, threshold, scale, lane);
+  } else {
+    map_unit<kSpecial, kQuads>(tiling, unit, threshold, scale, lane);
+  }
+}
+
 // Maps all frequencies of the CTA's planes: the warps take the units in turn, first the regular ones.
 template <int kQuads, typename Layout>
 AFFNET_DEVICE void map_planes(const Layout& layout, int64_t first_image, float threshold, float scale) {
@@ -218,11 +274,11 @@ AFFNET_DEVICE void map_planes(const Layout& layout, int64_t first_image, float t
   int unit = thread_index() / kWarpThreads;
 #pragma unroll 1
   for (; unit < regular; unit += kSingleWarps) {  // trips: regular
-    map_unit<false, kQuads>(tiling, unit, threshold, scale, lane);
+    map_any_unit<false, kQuads>(tiling, unit, threshold, scale, lane);
   }
 #pragma unroll 1
   for (; unit < units; unit += kSingleWarps) {  // trips: special
-    map_unit<true, kQuads>(tiling, unit - regular, threshold, scale, lane);
+    map_any_unit<true, kQuads>(tiling, unit - regular, threshold, scale, lane);
   }
 }
 
