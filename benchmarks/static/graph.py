@@ -111,7 +111,9 @@ class Graph:
         block of a few; and what it has predicated instead of jumping over it runs.
         """
         regions = self._regions_of(block)
-        other = sum(count for name, count in regions.items() if name == "rare" or self._activation)
+        if 2 * regions["rare"] > len(block.instructions):
+            return True
+        other = sum(regions.values()) if self._activation else 0
         return self._activation not in regions and other >= FEW and 2 * other > len(block.instructions)
 
     def _regions_of(self, block: Block) -> Counter[str]:
