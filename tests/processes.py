@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -11,14 +12,14 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 # What a run of training imports, which takes longer than the runs of the tests.
-PRELOADED = ["affnet_kernels.training.distributed", "matplotlib.figure", "tests.small_task", "torch.utils.tensorboard"]
-PRELOADED += ["torchmetrics.classification", "torch._dynamo"]
+PRELOADED = ["affnet_kernels.training.distributed", "affnet_kernels.training.sharded", "matplotlib.figure"]
+PRELOADED += ["torchmetrics.classification", "torch.utils.tensorboard", "torch._dynamo", "tests.killed_training"]
 
 
 def run_in_processes(
@@ -29,27 +30,75 @@ def run_in_processes(
     The processes are forked from one that has imported PyTorch, so that they start at once. If one is to be `killed`,
     nothing is returned.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
     paths = [folder / f"result-{rank}.pt" for rank in range(count)]
-    started = [
-        context.Process(target=_run, args=(rank, count, port, function, path, arguments), daemon=True)
-        for rank, path in enumerate(paths)
-    ]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(timeout=120)
-    for process in started:
-        process.kill()
-    codes = [process.exitcode for process in started]
+    codes = _exit_codes(count, folder, _run, [(function, path, arguments) for path in paths])
     if killed:
         assert -signal.SIGKILL in codes
         return []
     assert codes == [0] * count, f"exit codes {codes}; see the processes' own output above"
     return [torch.load(path, weights_only=False) for path in paths]
+
+
+class Ended(NamedTuple):
+    """A command that has ended."""
+
+    status: int | None
+    output: str
+    errors: str
+
+
+def command_in_processes(
+    count: int, module: str, arguments: list[str], folder: Path, **environment: str
+) -> list[Ended]:
+    """How `module.main(arguments)` ends in each of `count` processes."""
+    paths = [(folder / f"output-{rank}.txt", folder / f"errors-{rank}.txt") for rank in range(count)]
+    codes = _exit_codes(count, folder, _command, [(module, arguments, *pair, environment) for pair in paths])
+    return [Ended(code, *(path.read_text() for path in pair)) for code, pair in zip(codes, paths, strict=True)]
+
+
+def _exit_codes(
+    count: int, folder: Path, target: Callable[..., None], arguments: list[tuple[Any, ...]]
+) -> list[int | None]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    started = [
+        context.Process(target=_start, args=({**names, "RANK": rank, "LOCAL_RANK": rank}, target, *rest), daemon=True)
+        for rank, rest in enumerate(arguments)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=300)
+    for process in started:
+        process.kill()
+    return [process.exitcode for process in started]
+
+
+def _start(environment: dict[str, Any], target: Callable[..., None], *arguments: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    target(*arguments)
+
+
+def _run(function: Callable[..., Any], path: Path, arguments: tuple[Any, ...]) -> None:
+    from affnet_kernels.training.launch import joined
+
+    try:
+        with joined("cpu") as processes:
+            torch.save(function(processes, *arguments), path)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def _command(module: str, arguments: list[str], output: Path, errors: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    for path, stream in ((output, sys.stdout), (errors, sys.stderr)):
+        with path.open("w") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    sys.exit(importlib.import_module(module).main(arguments))
 
 
 def saved(folder: Path) -> dict[str, Any]:
@@ -66,19 +115,3 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-def _run(
-    rank: int, count: int, port: int, function: Callable[..., Any], path: Path, arguments: tuple[Any, ...]
-) -> None:
-    from affnet_kernels.training.distributed import joined
-
-    torch.set_num_threads(1)
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in names.items()})
-    try:
-        with joined("cpu") as processes:
-            torch.save(function(processes, *arguments), path)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)

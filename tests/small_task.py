@@ -14,7 +14,7 @@ from affnet_kernels.training.tasks import TASKS, Loss
 from tests import tiny_task
 
 TASKS["small"] = "tests.small_task"
-RECIPE = tiny_task.RECIPE.replace(task="small", size=64, limit=26, batch=6, epochs=1, rate=1e-3)
+RECIPE = tiny_task.RECIPE.replace(task="small", size=64, limit=20, batch=6, epochs=1, rate=1e-3)
 
 
 class Small(tiny_task.Tiny):

@@ -22,7 +22,6 @@ from affnet_kernels.models.boxes import batched_nms, box_iou, corners
 from affnet_kernels.models.dense_checkpoints import detector_from_checkpoint, training_facts
 from affnet_kernels.models.drawings import as_picture
 from affnet_kernels.training import Recipe, Settings, Summary, logs, train
-from affnet_kernels.training.checkpoints import Checkpoints
 from affnet_kernels.training.data.objects import Objects, Sample
 from affnet_kernels.training.evaluation import evaluate
 from affnet_kernels.training.processes import Processes
@@ -30,7 +29,7 @@ from affnet_kernels.training.sampling import Draw, seed_of
 from affnet_kernels.training.tasks import task_of
 from affnet_kernels.training.tasks.coco_map import MeanAveragePrecision
 from affnet_kernels.training.tasks.detection import Detection, Evaluator
-from tests.processes import run_in_processes
+from tests.processes import run_in_processes, saved
 
 pytestmark = pytest.mark.xdist_group("detection")
 
@@ -183,8 +182,7 @@ def test_predictions_are_drawn_at_the_end(short_run: Run) -> None:
 
 def last_state(out: Path) -> dict[str, Any]:
     """What the run's last checkpoint holds, but for times."""
-    state = Checkpoints(out).load(lambda text: None)
-    return {name: value for name, value in state.items() if name not in ("seconds", "loading", "computing")}
+    return {name: value for name, value in saved(out).items() if name not in ("seconds", "loading", "computing")}
 
 
 def test_a_run_cut_short_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

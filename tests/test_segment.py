@@ -55,19 +55,18 @@ def trained(tmp_path: Path) -> Path:
     return tmp_path / "best.pt"
 
 
-def expected_map(network: nn.Module, path: Path, size: int) -> Tensor:
-    """The classes of the logits, stretched to the image's own size."""
+def expected_map(network: nn.Module, path: Path, seen: tuple[int, int]) -> Tensor:
+    """The classes of the logits of the image at a size, stretched to its own size."""
     image = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None] / 255
     height, width = image.shape[2:]
-    scale = size / min(height, width)
-    seen = F.interpolate(image, (round(height * scale), round(width * scale)), mode="bilinear", antialias=True)
+    resized = F.interpolate(image, seen, mode="bilinear", antialias=True)
     with torch.no_grad():
-        return F.interpolate(network(seen), (height, width), mode="bilinear").argmax(1)[0]
+        return F.interpolate(network(resized), (height, width), mode="bilinear").argmax(1)[0]
 
 
-@pytest.mark.parametrize("size", [(90, 60), (48, 70)])
+@pytest.mark.parametrize(("size", "seen"), [((90, 60), (64, 96)), ((48, 70), (96, 64))])  # W, H; H, W
 def test_the_map_has_the_image_s_own_size(
-    tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str], size: tuple[int, int]
+    tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str], size: tuple[int, int], seen: tuple[int, int]
 ) -> None:
     photo, out = photograph(tmp_path / "photo.png", size), tmp_path / "out.png"
     assert cli.main(["segment", str(photo), "--checkpoint", str(trained), "--out", str(out)]) == 0
@@ -76,7 +75,7 @@ def test_the_map_has_the_image_s_own_size(
         assert written.size == size
         found = torch.from_numpy(np.array(written)).long()
         assert written.getpalette()[:9] == palette(3).flatten().tolist()
-    expected = expected_map(segmenter(), photo, 64)
+    expected = expected_map(segmenter(), photo, seen)
     assert len(expected.unique()) == 3
     assert torch.equal(found, expected)
     said = capsys.readouterr().out
@@ -110,11 +109,11 @@ def test_a_photograph_is_seen_at_the_size_of_training_unless_told(tmp_path: Path
     with Image.open(out) as written:
         found = torch.from_numpy(np.array(written)).long()
     seen = segmenter_from_checkpoint(trained, output_stride=16).network
-    assert torch.equal(found, expected_map(seen, photo, 96))
-    assert not torch.equal(found, expected_map(segmenter(), photo, 64))
+    assert torch.equal(found, expected_map(seen, photo, (96, 144)))
+    assert not torch.equal(found, expected_map(segmenter(), photo, (64, 96)))
 
 
-def test_a_panorama_is_squeezed() -> None:
+def test_a_panorama_is_squeezed_to_steps_of_the_output_stride() -> None:
     seen: list[tuple[int, ...]] = []
 
     class Halves(nn.Module):
@@ -124,8 +123,8 @@ def test_a_panorama_is_squeezed() -> None:
             logits[:, 1, :, images.shape[3] // 2 :] = 1
             return logits
 
-    found = class_map(Halves(), torch.rand(3, 32, 2000), 64)
-    assert seen == [(1, 3, 64, 512)]
+    found = class_map(Halves(), torch.rand(3, 32, 2000), 65, 16)
+    assert seen == [(1, 3, 65, 65 + 16 * 28)]
     assert found.shape == (32, 2000)
     assert not found[:, :990].any()
     assert found[:, 1010:].all()

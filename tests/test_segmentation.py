@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from affnet_kernels.commands.train import default_recipe
 from affnet_kernels.models import AFFNet, DeepLabv3, affnet_et, load_checkpoint, read_checkpoint
 from affnet_kernels.models.segmenters import segmenter_from_checkpoint
 from affnet_kernels.training import Recipe, Settings, train
@@ -25,7 +26,7 @@ pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
 
 CLASSES = 4  # background and three digits
 RECIPE = Recipe.load("deeplabv3_scenes").replace(
-    size=64,
+    size=65,
     epochs=2,
     batch=4,
     ema=0.9,
@@ -124,9 +125,16 @@ def test_refusals(values: dict[str, Any], expected: str) -> None:
         task_of(RECIPE.replace(**values))
 
 
-def test_a_folder_that_is_not_there_is_named() -> None:
+def test_a_folder_that_is_not_there_is_named_and_leaves_none_behind(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="segmentation: expected a folder, got nowhere, which does not exist"):
-        task_of(RECIPE.replace(data="nowhere"))
+        train(RECIPE.replace(data="nowhere"), Settings(out=tmp_path / "run", progress=False))
+    assert not (tmp_path / "run").exists()
+
+
+def test_scenes_are_the_default_data() -> None:
+    assert default_recipe("segmentation", None, None) == "deeplabv3_scenes"
+    assert default_recipe("detection", None, None) == "ssdlite_scenes"
+    assert default_recipe("segmentation", "VOCdevkit", None) == "deeplabv3_voc"
 
 
 def test_one_image_in_a_part_is_named(tmp_path: Path) -> None:
@@ -152,9 +160,9 @@ def test_a_small_network_learns_the_scenes(tmp_path: Path) -> None:
     assert summary.best > 2 * constant
     found = segmenter_from_checkpoint(tmp_path / "best.pt")
     assert found.classes == task.classes == ["background", "0", "1", "2"]
-    assert found.size == 64
+    assert found.size == 65
     evaluator = task.evaluator()
-    images, masks = task.collate([task.test[Draw(index, 0, (64, 64))] for index in range(100)])
+    images, masks = task.collate([task.test[Draw(index, 0, (65, 65))] for index in range(100)])
     with torch.no_grad():
         evaluator.update(found.network(images), masks)
     assert evaluator.compute(lambda value: [value])["miou"] == pytest.approx(summary.best, abs=0.05)
@@ -166,7 +174,7 @@ def test_both_output_strides_train(output_stride: int) -> None:
     torch.manual_seed(0)
     task = Segmentation(RECIPE.replace(options={"output_stride": output_stride}))
     model = task.model()
-    images, masks = task.collate([task.train[Draw(0, seed, (64, 64))] for seed in range(4)])
+    images, masks = task.collate([task.train[Draw(0, seed, (65, 65))] for seed in range(4)])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):
@@ -176,7 +184,7 @@ def test_both_output_strides_train(output_stride: int) -> None:
         optimizer.zero_grad()
         losses.append((loss.total / loss.weight).item())
     assert losses[-1] < 0.5 * losses[0]
-    assert model.encoder(images).shape[-1] == 64 // output_stride
+    assert model.encoder(images).shape[-1] == 64 // output_stride + 1
 
 
 class Interrupted(Exception):

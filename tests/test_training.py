@@ -20,7 +20,7 @@ from affnet_kernels.training.schedule import rate_factor
 from tests import tiny_task
 from tests.processes import saved
 
-SMALL = Recipe.load("digits").replace(size=32, epochs=2, batch=8, limit=40, ema=0.9)
+SMALL = Recipe.load("digits").replace(size=32, epochs=2, batch=8, limit=24, ema=0.9)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -167,7 +167,7 @@ def test_training_repeats_and_resumes_bit_for_bit(tmp_path: Path, monkeypatch: p
     whole = Settings(tmp_path / "whole", save_every=2, log_every=1, progress=False)
     train(recipe, whole)
     expected = run_state(whole.out)
-    for stop, workers in ((3, 0), (6, 2)):  # of five steps an epoch; the checkpoints are after 2, 4, 5, 7, 9 and 10
+    for stop, workers in ((3, 0), (5, 1)):  # of three steps an epoch; the checkpoints are after 2, 3, 5 and 6
         out = tmp_path / f"stopped{stop}"
         with monkeypatch.context() as patch:
             patch.setattr("affnet_kernels.training.engine.Trainer._log_step", stopper(stop))

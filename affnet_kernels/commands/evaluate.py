@@ -8,8 +8,8 @@ import sys
 from affnet_kernels.commands.train import assignments
 from affnet_kernels.models.checkpoint import load_checkpoint, read_checkpoint
 from affnet_kernels.models.dense_checkpoints import training_facts
-from affnet_kernels.training.distributed import joined
 from affnet_kernels.training.evaluation import evaluate
+from affnet_kernels.training.launch import joined
 from affnet_kernels.training.recipe import Recipe
 from affnet_kernels.training.tasks import task_of
 

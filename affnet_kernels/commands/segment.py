@@ -65,7 +65,8 @@ def run(options: argparse.Namespace) -> int:
     if size < MIN_SIDE:
         raise ValueError(f"segment: expected --size >= {MIN_SIDE}, got {size}")
     classes = _labels(options.labels, found.classes)
-    classes_found = class_map(found.network, image, size)
+    step = found.network.encoder.feature_info[-1]["reduction"]
+    classes_found = class_map(found.network, image, size, step)
     shares = class_shares(classes_found)
     save_map(classes_found, classes, out)
     draw_overlay(image, classes_found, classes, shares, beside)
@@ -79,12 +80,17 @@ def class_map(
     network: nn.Module,
     image: Tensor,  # [3, H, W], in [0, 1]
     size: int,
+    step: int,
 ) -> Tensor:  # [H, W], int64
-    """The class of each pixel of an image that a network sees with its shorter side resized to `size`."""
+    """The class of each pixel of an image that a network sees with its shorter side resized to `size`.
+
+    The longer side is made `size` plus a multiple of `step`, the network's output stride: its last layer stretches a
+    map so that the corners' pixels meet, which shifts what it has found by up to a step, and at these sizes alone it
+    does so as it did in training. The ratio of the sides may change a little.
+    """
     height, width = image.shape[1:]
-    scale = size / min(height, width)
-    longest = MAX_RATIO * size  # a panorama of more is squeezed
-    seen = min(longest, round(height * scale)), min(longest, round(width * scale))
+    ratios = (min(MAX_RATIO, side / min(height, width)) for side in (height, width))  # a panorama is squeezed
+    seen = tuple(size + step * round((ratio - 1) * size / step) for ratio in ratios)
     resized = F.interpolate(image[None], seen, mode="bilinear", antialias=True, align_corners=False)
     best, found = torch.full((height, width), -torch.inf), torch.zeros(height, width, dtype=torch.int64)
     # Class by class: a photograph's pixels times 150 classes would not fit into memory.

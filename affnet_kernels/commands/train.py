@@ -9,8 +9,8 @@ from typing import Any
 
 from affnet_kernels.models import MODELS
 from affnet_kernels.models.token_mixers import MIXERS
-from affnet_kernels.training.distributed import joined
 from affnet_kernels.training.engine import RECIPE, Settings, Summary, train
+from affnet_kernels.training.launch import joined
 from affnet_kernels.training.recipe import Recipe
 from affnet_kernels.training.tasks import TASKS
 
@@ -88,7 +88,8 @@ def chosen_recipe(options: argparse.Namespace) -> Recipe:
 
 def default_recipe(task: str | None, data: str | None, model: str | None) -> str:
     """The name of the package's recipe for a task, data and model."""
-    task, data = task or "classification", data or "digits"
+    task = task or "classification"
+    data = data or ("digits" if task == "classification" else "scenes")
     name = RECIPES.get((task, data if (task, data) in RECIPES else "DIR"))
     return name or model or "affnet_et"
 

@@ -21,7 +21,6 @@ from affnet_kernels.training.processes import Processes
 from affnet_kernels.training.recipe import Recipe
 from affnet_kernels.training.sampling import Batch, Plan, Readable, StepSampler, loader, seed_of
 from affnet_kernels.training.schedule import decayed, rate_factor
-from affnet_kernels.training.sharded import Checkpoints, load_states, states
 from affnet_kernels.training.tasks import task_of
 
 # What a checkpoint keeps of a Trainer beside its network's, optimiser's and average's states.
@@ -88,15 +87,18 @@ class Trainer:
     """A run: its network, optimiser, average, data and position."""
 
     def __init__(self, recipe: Recipe, settings: Settings, processes: Processes) -> None:
+        from affnet_kernels.training.sharded import Checkpoints  # takes a second, which other commands need not wait
+
         self.recipe, self.settings, self.processes = recipe, settings, processes
         self.main = processes.rank == 0
-        self.store = Checkpoints(settings.out, processes)
-        saved = self._open_folder()
-        torch.manual_seed(recipe.seed)
+        # Data that are not there must not leave a folder behind, which the next start would take for a run.
         self.task = task_of(recipe)
         self.data = Readable(self.task.train_data(), recipe.limit, substitute=True)
         self.plan = Plan(recipe, len(self.data))
         self.sampler = StepSampler(self.plan, processes.rank, processes.world_size)
+        self.store = Checkpoints(settings.out, processes)
+        saved = self._open_folder()
+        torch.manual_seed(recipe.seed)
         network = self.task.model()
         if recipe.weights and saved is None:
             self.task.load_weights(network, recipe.weights)
@@ -126,7 +128,7 @@ class Trainer:
             resumed_at = done if self.resumed else None
             self.epochs_table = logs.Table(self.settings.out / logs.EPOCHS, resumed_at)
             self.steps_table = logs.Table(self.settings.out / logs.STEPS, resumed_at)
-            self.events = logs.events(self.settings.out, done)
+            self.events = logs.Events(self.settings.out, done)
         workers, device = self.settings.workers, self.processes.device
         batches = loader(self.data, self.sampler, self.task.collate, workers=workers, device=device)
         while self.epoch < self.recipe.epochs:
@@ -256,24 +258,23 @@ class Trainer:
 
     def _save(self) -> None:
         self.seconds = time.perf_counter() - self.started
-        state = states(self.model, self.optimizer, self.average)
-        state |= {name: getattr(self, name) for name in COUNTERS}
-        self.store.save(state | {"schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict()})
+        values = {name: getattr(self, name) for name in COUNTERS}
+        values |= {"schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict()}
+        self.store.save(values, self.model, self.optimizer, self.average)
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        load_states(state, self.model, self.optimizer, self.average)
-        self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
+    def _restore(self, values: dict[str, Any]) -> None:
+        self.store.restore(values, self.model, self.optimizer, self.average)
+        self.schedule.load_state_dict(values["schedule"])
+        self.scaler.load_state_dict(values["scaler"])
         for name in COUNTERS:
-            setattr(self, name, state[name])
+            setattr(self, name, values[name])
         self._say(f"train: resumed after step {self._steps_done()} of {self.plan.total} in {self.settings.out}")
 
     def _finish(self) -> Summary:
         model = self.processes.whole(self.model if self.average is None else self.average.module)
         if self.main:
             logs.draw_curves(self.epochs_table.rows, self.steps_table.rows, self.settings.out / CURVES)
-            if self.events is not None:
-                self.events.close()
+            self.events.close()
             self.task.preview(model.eval(), self.settings.out / PREVIEW)
         return Summary(
             metric=self.task.metric,
@@ -302,8 +303,7 @@ class Trainer:
         if self.main and done % self.settings.log_every == 0:
             row = {"step": done, "epoch": self.epoch + 1, "size": size, "loss": loss, "rate": rate}
             self.steps_table.add(row | ({} if norm is None else {"gradient norm": float(norm)}))
-            if self.events is not None:
-                self.events.add_scalar("step/loss", loss, done)
+            self.events.add({"step/loss": loss}, done)
 
     def _note_skipped(self, sentences: list[str]) -> None:
         for sentence in sentences:
@@ -334,8 +334,5 @@ class Trainer:
     def _log_epoch(self, row: dict[str, Any]) -> None:
         row |= {"seconds": round(time.perf_counter() - self.started, 3), "skipped": len(self.skipped)}
         self.epochs_table.add(row)
-        if self.events is not None:
-            for name, value in row.items():
-                if name != "step":
-                    self.events.add_scalar(name, value, row["step"])
-            self.events.flush()
+        self.events.add({name: value for name, value in row.items() if name != "step"}, row["step"])
+        self.events.flush()

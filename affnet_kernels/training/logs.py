@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ class Table:
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, list(self.rows[0])).writerow(self.rows[-1])
         except OSError as error:
-            raise type(error)(f"train: expected to write {self.path}, got: {error.strerror}") from error
+            raise type(error)(
+                f"train: expected to write {self.path}, got: {error.strerror}; "
+                "--resume continues after the last checkpoint"
+            ) from error
 
     def _rewrite(self) -> None:
         text = io.StringIO(newline="")
@@ -68,14 +72,56 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return [row for row in csv.DictReader(complete.splitlines()) if None not in row.values() and row["step"].isdigit()]
 
 
-def events(folder: Path, first_step: int) -> Any:
-    """TensorBoard's writer, which hides what an interrupted run wrote from `first_step` on; None if not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        print("train: no TensorBoard events; pip install tensorboard", file=sys.stderr)
-        return None
-    return SummaryWriter(str(folder), purge_step=first_step or None)
+class Events:
+    """TensorBoard's events, for scalars; nothing where TensorBoard is not installed, which is said.
+
+    Args:
+        folder: that they are written into.
+        first_step: from which on what an interrupted run wrote is hidden.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self.folder = folder
+        self.writer: Any = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            print("train: no TensorBoard events; pip install tensorboard", file=sys.stderr)
+            return
+        self.writer = SummaryWriter(str(folder), purge_step=first_step or None)
+
+    def add(self, values: Mapping[str, Any], step: int) -> None:
+        """Write values by name.
+
+        Raises:
+            OSError: they cannot be written. TensorBoard writes behind the program's back: it may be earlier ones.
+        """
+        if self.writer is not None:
+            with self._named():
+                for name, value in values.items():
+                    self.writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Bring the events to the file; raises as `add`."""
+        if self.writer is not None:
+            with self._named():
+                self.writer.flush()
+
+    def close(self) -> None:
+        """End the file; raises as `add`."""
+        if self.writer is not None:
+            with self._named():
+                self.writer.close()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise type(error)(
+                f"train: expected to write TensorBoard's events into {self.folder}, got: {error.strerror}; "
+                "--resume continues after the last checkpoint"
+            ) from error
 
 
 class Progress:

@@ -28,7 +28,6 @@ from torch.optim.swa_utils import AveragedModel
 if TYPE_CHECKING:
     from affnet_kernels.training.processes import Processes
 
-SHARDED = ("network", "optimizer", "average")  # parts of a run's state in which each process holds its own share
 PREFIX, PART, VALUES, MANIFEST = "checkpoint-", ".checkpoint.part", "values.pt", "manifest.json"
 KEPT = 2
 
@@ -48,17 +47,19 @@ class Checkpoints:
         """Whether the folder holds a checkpoint."""
         return bool(self._found())
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint; every process calls it.
+    def save(
+        self, values: dict[str, Any], model: nn.Module, optimizer: Optimizer, average: AveragedModel | None
+    ) -> None:
+        """Write a checkpoint of plain values and of what is trained; every process calls it.
 
         Raises:
             OSError: it cannot be written, in any process; the earlier ones are as they were.
             ValueError: the processes do not see one folder.
         """
         part = self.folder / PART
-        self._agree(lambda: self._begin(part, state), first=True)
+        self._agree(lambda: self._begin(part, values), first=True)
         self._agree(lambda: _expect_shared(part))
-        self._agree(lambda: _write_shares(part, state))
+        self._agree(lambda: _write_shares(part, _states(model, optimizer, average)))
         rank = self.processes.rank
         own = [path for path in part.iterdir() if path.name.startswith(f"__{rank}_")]
         sums = {name: value for sums in self.processes.gather(_sums(own)) for name, value in sums.items()}
@@ -79,6 +80,29 @@ class Checkpoints:
             say(f"{'; '.join(faults)}; {values['folder']} takes its place")
         return values
 
+    def restore(
+        self, values: dict[str, Any], model: nn.Module, optimizer: Optimizer, average: AveragedModel | None
+    ) -> None:
+        """Put back what was trained, from the folder that `load` named, divided in that way or another.
+
+        Raises:
+            ValueError: the checkpoint is another network's.
+        """
+        parts = _states(model, optimizer, average)  # what is read has the shares of these, and takes their place
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+                load(parts, checkpoint_id=values["folder"])
+        except (CheckpointException, RuntimeError) as error:
+            raise ValueError(
+                f"train: expected the checkpoint {values['folder']} to be of this network, got another: {error}"
+            ) from error
+        set_model_state_dict(model, parts["network"])
+        set_optimizer_state_dict(model, optimizer, parts["optimizer"])
+        if average is not None:
+            set_model_state_dict(average.module, parts["average"]["module"])
+            average.n_averaged.copy_(parts["average"]["n_averaged"])
+
     def _newest(self) -> tuple[dict[str, Any] | None, list[str]]:
         faults: list[str] = []
         for folder in reversed(self._found()):
@@ -94,11 +118,11 @@ class Checkpoints:
         paths = [path for path in self.folder.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdecimal()]
         return sorted(paths, key=lambda path: int(path.name[len(PREFIX) :]))
 
-    def _begin(self, part: Path, state: dict[str, Any]) -> None:
+    def _begin(self, part: Path, values: dict[str, Any]) -> None:
         shutil.rmtree(part, ignore_errors=True)  # what a killed process left
         part.mkdir()
         with (part / VALUES).open("wb") as file:
-            torch.save({name: value for name, value in state.items() if name not in SHARDED}, file)
+            torch.save(values, file)
             file.flush()
             os.fsync(file.fileno())
 
@@ -131,7 +155,7 @@ class Checkpoints:
             raise errors[0]
 
 
-def states(model: nn.Module, optimizer: Optimizer, average: AveragedModel | None) -> dict[str, Any]:
+def _states(model: nn.Module, optimizer: Optimizer, average: AveragedModel | None) -> dict[str, Any]:
     """What a checkpoint holds of them, by the parameters' own names, whichever way they are divided."""
     parts = {"network": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
     if average is not None:
@@ -139,43 +163,16 @@ def states(model: nn.Module, optimizer: Optimizer, average: AveragedModel | None
     return parts
 
 
-def load_states(
-    values: dict[str, Any],  # of `Checkpoints.load`
-    model: nn.Module,
-    optimizer: Optimizer,
-    average: AveragedModel | None,
-) -> None:
-    """Put back what `states` returned, divided in that way or another, from the checkpoint's folder.
-
-    Raises:
-        ValueError: the checkpoint is another network's.
-    """
-    parts = states(model, optimizer, average)  # what is read has the shares of these, and takes their place
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(parts, checkpoint_id=values["folder"])
-    except (CheckpointException, RuntimeError) as error:
-        raise ValueError(
-            f"train: expected the checkpoint {values['folder']} to be of this network, got another: {error}"
-        ) from error
-    set_model_state_dict(model, parts["network"])
-    set_optimizer_state_dict(model, optimizer, parts["optimizer"])
-    if average is not None:
-        set_model_state_dict(average.module, parts["average"]["module"])
-        average.n_averaged.copy_(parts["average"]["n_averaged"])
-
-
 def _expect_shared(part: Path) -> None:
     if not part.is_dir():
         raise ValueError(f"train: expected --out in a file system that all machines share, got {part.parent}")
 
 
-def _write_shares(part: Path, state: dict[str, Any]) -> None:
+def _write_shares(part: Path, states: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # this process is alone
         try:
-            save({name: state[name] for name in SHARDED if name in state}, checkpoint_id=part)
+            save(states, checkpoint_id=part)
         except CheckpointException as error:  # not an Exception
             raise next(iter(error.failures.values()))[0] from error
 
@@ -188,7 +185,7 @@ def _plain(error: Exception, folder: Path) -> Exception:
     if isinstance(cause, OSError):
         return type(cause)(
             f"train: expected to write a checkpoint into {folder}, got: {cause.strerror or cause}; "
-            "the one before it is kept, from which --resume continues"
+            "an earlier one is kept, from which --resume continues"
         )
     return type(error)(str(error))
 

@@ -1,9 +1,9 @@
 // The one-launch kernel for 16-bit tensors on the host emulator; for tests/test_cuda_fused_half.py. A build may name
 // the instances that it compiles: -DAFFNET_HALF_INSTANCES="X(1, 4) X(2, 3)", tiles and quads.
 #include <cstring>
-#include <string>
 
 #include "cuda/fused/half_instances.cuh"
+#include "summary.h"
 
 namespace affnet {
 namespace {
@@ -32,23 +32,6 @@ HalfKernel kernel_of(const HalfPlan& plan, Half format) {
 }
 
 #endif
-
-const char* summary(const emulator::Report& report) {
-  static std::string text;
-  int64_t counted = 0, ideal = 0;
-  for (const auto& [line, wavefronts] : report.banks) counted += wavefronts.counted, ideal += wavefronts.ideal;
-  text = "races=" + std::to_string(report.races) + " uninitialised=" + std::to_string(report.uninitialised) +
-         " out_of_bounds=" + std::to_string(report.out_of_bounds) + " misaligned=" + std::to_string(report.misaligned) +
-         " stuck=" + std::to_string(report.stuck) + " wavefronts=" + std::to_string(counted) +
-         " ideal=" + std::to_string(ideal) + ";" + report.first;
-  for (const auto& [line, wavefronts] : report.banks) {
-    if (wavefronts.counted > wavefronts.ideal) {
-      text += " [line " + std::to_string(line) + ": " + std::to_string(wavefronts.counted) + "/" +
-              std::to_string(wavefronts.ideal) + "]";
-    }
-  }
-  return text.c_str();
-}
 
 }  // namespace
 }  // namespace affnet
@@ -89,6 +72,6 @@ const char* half_forward(const affnet::HalfFacts* facts, const uint16_t* x, uint
                    {affnet::kTable.data(), sizeof(affnet::kTable)}};
   affnet::emulator::launch(
       ctas > 0 ? ctas : plan.ctas, plan.threads, plan.shared_bytes, report, [&] { kernel(a); }, count_banks);
-  return affnet::summary(report);
+  return affnet::emulator::summary(report);
 }
 }

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cuda/device.h"
+#include "summary.h"
 
 namespace affnet {
 namespace {
@@ -76,22 +77,7 @@ void two_bytes(bool apart) {
 }  // namespace
 }  // namespace affnet
 
-namespace {
-
-const char* summary(const affnet::emulator::Report& report) {
-  static std::string text;
-  int64_t counted = 0, ideal = 0;
-  for (const auto& [line, wavefronts] : report.banks) counted += wavefronts.counted, ideal += wavefronts.ideal;
-  text = "races=" + std::to_string(report.races) + " uninitialised=" + std::to_string(report.uninitialised) +
-         " out_of_bounds=" + std::to_string(report.out_of_bounds) + " misaligned=" + std::to_string(report.misaligned) +
-         " stuck=" + std::to_string(report.stuck) + " wavefronts=" + std::to_string(counted) +
-         " ideal=" + std::to_string(ideal) + ";" + report.first;
-  return text.c_str();
-}
-
-}  // namespace
-
-using affnet::Half, affnet::emulator::launch, affnet::emulator::Report;
+using affnet::Half, affnet::emulator::launch, affnet::emulator::Report, affnet::emulator::summary;
 
 extern "C" {
 

@@ -54,9 +54,9 @@ struct Guard {
     masked = 1.4143f * spread * root * M;
     fast = X <= kHalfMost && O1 <= kHalfMost && M <= kHalfMost && masked * most <= kHalfMost * 65000.f;
     e = 0;
-    if (!fast) {  // in units of 2^64, so that no bound overflows
-      constexpr float kUnit = 0x1p-64f;
-      const float small_X = root * (kUnit * most);  // rare
+    if (!fast) {                         // rare
+      constexpr float kUnit = 0x1p-64f;  // so that no bound overflows
+      const float small_X = root * (kUnit * most);
       const float small_O1 = fminf(norms.r1 * small_X + kUnit * norms.b1, kUnit * limit);
       e = min_of(0, 15 - 64 - exponent_above(small_X > small_O1 ? small_X : small_O1));
       const float scaled_O1 = fminf(norms.r1 * (root * scaled(most, e)) + scaled(norms.b1, e), scaled(limit, e));

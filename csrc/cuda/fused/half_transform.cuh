@@ -35,7 +35,7 @@ struct DftTiles {
 
   // Times a power of two, exactly.
   AFFNET_DEVICE void scale(float factor) {
-    const uint32_t pair = pack<Half::kFloat16>(factor, factor);  // rare
+    const uint32_t pair = pack<Half::kFloat16>(factor, factor);
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
@@ -176,12 +176,12 @@ AFFNET_DEVICE float transform_plane(const ForwardConstants<kFormat, kTiles>& con
           mma<kFormat>(rows[n], constants.height.at[i][h].at, b);
         }
       }
-      if (Guard::too_large(most, root)) {
-        const float factor = power_of_two(Guard::plane(most, root));  // rare
+      if (Guard::too_large(most, root)) {  // rare
+        const float factor = power_of_two(Guard::plane(most, root));
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
 #pragma unroll
-          for (int q = 0; q < 4; ++q) rows[n][q] *= factor;  // rare
+          for (int q = 0; q < 4; ++q) rows[n][q] *= factor;
         }
       }
       const uint32_t left[4] = {
@@ -218,9 +218,10 @@ struct InverseConstants {
         width(a.width_constants, DftSection::kInverseRight, a.W) {}
 
   AFFNET_DEVICE void take_back(int bits) {
-    if (bits == taken_back) return;
-    width.scale(power_of_two(bits - taken_back));  // rare: channels of about one size share a multiple of four
-    taken_back = bits;
+    if (bits != taken_back) {  // rare: channels of about one size share a multiple of four
+      width.scale(power_of_two(bits - taken_back));
+      taken_back = bits;
+    }
   }
 };
 
@@ -299,13 +300,13 @@ AFFNET_DEVICE void inverse_plane(InverseConstants<kTiles>& constants, uint32_t x
   }
 #pragma unroll 1
   for (int rest = taken_back - by_constants; rest > 0; rest -= 100) {  // rare; trips: hundreds
-    const float factor = power_of_two(rest < 100 ? rest : 100);        // rare
+    const float factor = power_of_two(rest < 100 ? rest : 100);
 #pragma unroll
     for (int h = 0; h < kTiles; ++h) {
 #pragma unroll
       for (int n = 0; n < 2 * kTiles; ++n) {
 #pragma unroll
-        for (int q = 0; q < 4; ++q) sums[h][n][q] *= factor;  // rare
+        for (int q = 0; q < 4; ++q) sums[h][n][q] *= factor;
       }
     }
   }
