@@ -289,7 +289,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {  # what, text, replaced by
         "single_rows.cuh",
     ),
     "both special rows are stored": ("(r == 0 || !kSpecial || own)", "true", "single_rows.cuh"),
-    "frequencies beyond the last": ("tiling.whole_units() || image < layout.a.images", "true", "single_rows.cuh"),
+    "frequencies beyond the last": ("whole_units || image < tiling.images", "true", "single_rows.cuh"),
     "the second channel of a plane": ("z.im + n.im, n.re - z.re", "z.im + n.im, z.re - n.re", "single_rows.cuh"),
     "lanes of the last quad": ("2 * (t % 2) + t / 2", "t", "single_layout.cuh"),
     "planes of the next image": ("image_of(plane) * (kImagePlanes - planes)", "0", "single_layout.cuh"),

@@ -69,7 +69,7 @@ struct LayerSums {
     const int octet = thread_index() / kWarpThreads % Operands::kOctets,
               part = thread_index() / kWarpThreads / Operands::kOctets;
 #pragma unroll 2
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
+    for (int chunk = 0; chunk < kChunks; ++chunk) {  // trips: chunks
       const int row = 4 * (part * kChunks + chunk) + lane.t;
       const auto d = shared_load<Complex<float>>(Operands::offset(Operands::kGrad, row, 8 * octet + lane.g));
       db[0] += d.re;

@@ -122,11 +122,14 @@ AFFNET_HD constexpr int single_layer_bytes(int quads) {
 }
 constexpr int single_plane_bytes(const PlaneStrides& strides, int planes) { return planes * strides.plane * 8; }
 
-// CTAs per multiprocessor that an instance is compiled for: as many as there are registers for.
+// CTAs per multiprocessor that there are registers for.
+constexpr int single_register_ctas(int quads) { return quads <= 2 ? 4 : quads <= 3 ? 3 : 2; }
+
+// CTAs per multiprocessor that an instance is compiled for.
 constexpr int single_ctas(int H, int W, int quads) {
   if (H == 0) return 2;
   const int bytes = single_layer_bytes(quads) + single_plane_bytes(plane_strides(H, W), 2 * quads);
-  return std::clamp(227 * 1024 / (bytes + 1024), 1, quads <= 2 ? 4 : quads <= 3 ? 3 : 2);
+  return std::clamp(227 * 1024 / (bytes + 1024), 1, single_register_ctas(quads));
 }
 
 // The strides of an instance for one size, found once by the compiler; for any other sizes an odd row stride and a
@@ -212,7 +215,7 @@ constexpr SinglePlan plan_single(int64_t B, int64_t H, int64_t W, int64_t K, int
   plan.shared_bytes =
       backward ? vjp_shape(quads).shared_bytes + 2 * plane_bytes : single_layer_bytes(quads) + plane_bytes;
   if (plan.shared_bytes > shared_limit) return plan;
-  plan.ctas = ctas_of(plan.shared_bytes, backward ? 2 : 4);
+  plan.ctas = ctas_of(plan.shared_bytes, backward ? 2 : single_register_ctas(quads));
   plan.ctas_per_block = mma_ctas_per_block((B + plan.images - 1) / plan.images, K, plan.ctas);
   plan.instance = index;
   return plan;
