@@ -137,6 +137,7 @@ def _trips_half(shape: Shape, launch: Mapping[str, Any]) -> dict[str, float]:
         "planes": shape.channels / warps,
         "slots": math.ceil(slots / launch["unit_tiles"]) / warps,
         "granules": math.ceil(shape.size / (WARP // (row_bytes // granule))),  # of a plane with padding
+        "channels": math.ceil(shape.channels / WARP),
         "hundreds": 0,  # powers of two that only a plane of extreme numbers has
     }
 
