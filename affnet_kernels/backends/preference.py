@@ -27,6 +27,7 @@ class Preference(NamedTuple):
 
 ANY = (16, 32, 64)
 PADDED_SIZE = 10  # of maps that one launch in 16 bits pads to more than twice their area
+NARROW = 24  # channels of a block, up to which the mask's products take less time than the transforms
 
 PREFERENCES = (
     Preference(
@@ -41,11 +42,29 @@ PREFERENCES = (
     Preference(
         "cuda",
         MAX_SIZE,
-        MAX_CHANNELS,
+        NARROW,
         ANY,
         ("one-launch", "triton", "planned"),
         "predicted",
         "one launch reads x and writes y once, and cuFFT moves five times as much; Triton pads to powers of two",
+    ),
+    Preference(
+        "cuda",
+        MAX_SIZE,
+        MAX_CHANNELS,
+        (16,),
+        ("one-launch", "triton", "planned"),
+        "predicted",
+        "as for narrower blocks: half precision leaves the tensor cores time for wide ones",
+    ),
+    Preference(
+        "cuda",
+        MAX_SIZE,
+        MAX_CHANNELS,
+        ANY,
+        ("triton", "one-launch", "planned"),
+        "predicted",
+        "the products of wide float32 blocks, three in TF32 for each, keep one launch busy for as long as Triton's",
     ),
     Preference(
         "cuda",
