@@ -86,7 +86,7 @@ class Graph:
             for successor in self.blocks[i].successors:
                 if successor in good:
                     before[successor].append(i)
-        ends = {i for i in good if not self.blocks[i].successors}
+        ends = {i for i in good if self.blocks[i].ends}
         return forward & self._closure(ends, lambda i: before[i], good)
 
     @staticmethod
@@ -100,7 +100,7 @@ class Graph:
 
     def unavoidable(self) -> set[int]:
         """Blocks on every path through an outermost loop, or through the kernel, whatever lines they are from."""
-        ends = [i for i in self.kept if not self.successors(i)]
+        ends = [i for i in self.kept if self.blocks[i].ends]
         groups = [ends, *(loop.latches for loop in self.loops)]
         return set.union(*(set.intersection(*(self.dominators[i] for i in group)) for group in groups))
 
