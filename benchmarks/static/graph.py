@@ -27,6 +27,7 @@ from benchmarks.static.sass import Block, Place, source_line
 
 FEW = 8  # instructions
 _TRIPS = re.compile(r"//.*\btrips: (\w+)")
+_LOOP = re.compile(r"\b(for|while) \(")
 _RARE = re.compile(r"//.*\brare\b")
 _ARGUMENT = re.compile(r"Activation::k(\w+)[,>]")
 _ACTIVATION = re.compile(r"if constexpr \(.*Activation == (?:\w+::)*Activation::k(\w+)\)")
@@ -185,7 +186,24 @@ class Graph:
                     if found := _TRIPS.search(source_line(place, self._lines)):
                         return found[1], f"{place.file}:{place.line}"
                     line = line or f"{place.file}:{place.line}"
+        last = self.blocks[latches[-1]].instructions[-1]
+        if not any(_LOOP.search(source_line(place, self._lines)) for place in last.places[:1]):
+            for place in last.places:  # the branch is said to be of a line in the loop
+                if found := self._around(place):
+                    return found, f"{place.file}:{place.line}"
         return "", line
+
+    def _around(self, place: Place) -> str:
+        """The trips of the innermost named loop that a line is in, by its indentation."""
+        text = source_line(place, self._lines)
+        depth = len(text) - len(text.lstrip())
+        for above in reversed(self._lines[place.file][: max(place.line - 1, 0)]):
+            indent = len(above) - len(above.lstrip())
+            if above.strip() and not above.startswith("#") and indent < depth:
+                if found := _TRIPS.search(above):
+                    return found[1]
+                depth = indent
+        return ""
 
     def cost(
         self,
