@@ -119,9 +119,16 @@ class Mixer : public torch::autograd::Function<Mixer> {
     const auto if_needed = [&](size_t i, const at::Tensor& gradient) {
       return ctx->needs_input_grad(i) ? gradient : at::Tensor();
     };
-    return {
-        if_needed(0, dx), if_needed(1, dw1), if_needed(2, db1), if_needed(3, dw2), if_needed(4, db2), {}, {}, {}, {},
-        {}};
+    return {if_needed(0, dx),
+            if_needed(1, dw1),
+            if_needed(2, db1),
+            if_needed(3, dw2),
+            if_needed(4, db2),
+            {},
+            {},
+            {},
+            {},
+            {}};
   }
 };
 

@@ -13,8 +13,8 @@ using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at:
 
 // y, differentiable; or nothing, without an error, where the call is not valid (Python says what is wrong) or something
 // else must see the operator itself: a dispatch mode, a transform of torch.func, forward-mode differentiation, or a
-// tensor subclass. `native` and `native_backward`: the backend chosen for that pass is one of this extension. `backend`:
-// the one that the user named.
+// tensor subclass. `native` and `native_backward`: the backend chosen for that pass is one of this extension.
+// `backend`: the one that the user named.
 std::optional<at::Tensor> mixer_eager(const at::Tensor& x,   // [B, C, H, W]
                                       const at::Tensor& w1,  // [2, K, D, Dh]
                                       const at::Tensor& b1,  // [2, K, Dh]

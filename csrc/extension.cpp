@@ -68,9 +68,9 @@ pybind11::dict cuda_limits() {
   return limits;
 }
 
-// How the backend "cuda" runs a call, known without CUDA: its path, "one-launch" or "planned", why it is not the former,
-// and the plan of the former. `x` has that dtype and [B, K D, H, W] numbers; `capability` is the device's, 90 for 9.0;
-// `allowed` says whether it may be one launch.
+// How the backend "cuda" runs a call, known without CUDA: its path, "one-launch" or "planned", why it is not the
+// former, and the plan of the former. `x` has that dtype and [B, K D, H, W] numbers; `capability` is the device's, 90
+// for 9.0; `allowed` says whether it may be one launch.
 pybind11::dict cuda_path(const std::string& dtype, int64_t B, int64_t H, int64_t W, int64_t K, int64_t D, int64_t Dh,
                          int capability, bool backward, bool allowed) {
   using affnet::Element;
@@ -121,7 +121,8 @@ void define_cuda_controls(pybind11::module& m) {
   m.def("tensor_cores", &affnet::tensor_cores, "Whether float32 maps run on tensor cores where there is a kernel.");
   m.def("set_tensor_cores", &affnet::set_tensor_cores, arg("use"), "Without them, plain FMA, to compare the two.");
   m.def("one_launch", &affnet::one_launch, "Whether calls are made in one launch where there is a kernel.");
-  m.def("set_one_launch", &affnet::set_one_launch, arg("use"), "Without it, every call is planned, to compare the two.");
+  m.def("set_one_launch", &affnet::set_one_launch, arg("use"),
+        "Without it, every call is planned, to compare the two.");
   m.def("map_kernel_name", &affnet::map_kernel_name, arg("D"), arg("Dh"), arg("backward"),
         "The kernel of a float32 map on the current CUDA device.");
 }
@@ -140,9 +141,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cuda_limits", &cuda_limits,
         "The most channels of a block and elements of a plane that the CUDA kernels take.");
   using pybind11::arg;
-  m.def("cuda_path", &cuda_path, arg("dtype"), arg("B"), arg("H"), arg("W"), arg("K"), arg("D"), arg("Dh"),
-        arg("capability"), arg("backward") = false, arg("allowed") = true,
-        "The path of a call on CUDA, \"one-launch\" or \"planned\", why it is not the former, and the launch if it is.");
+  m.def(
+      "cuda_path", &cuda_path, arg("dtype"), arg("B"), arg("H"), arg("W"), arg("K"), arg("D"), arg("Dh"),
+      arg("capability"), arg("backward") = false, arg("allowed") = true,
+      "The path of a call on CUDA, \"one-launch\" or \"planned\", why it is not the former, and the launch if it is.");
   m.def("activations", &activations, "The names of the activations, in the order of their enumerators in C++.");
   m.def("cpu_capability", &affnet::cpu_capability, "The instruction set whose variant of the CPU kernel runs here.");
 #ifdef AFFNET_WITH_CUDA

@@ -106,8 +106,11 @@ def test_targets(targets: str, capability: tuple[int, int], runs: bool) -> None:
 @pytest.mark.parametrize(
     ("size", "channels", "forward", "backward", "chosen"),
     [
-        (8, 40, "one-launch", "one-launch", ("cuda", "cuda")),
-        (8, 40, "one-launch", "planned", ("cuda", "triton")),
+        (-8, 40, "one-launch", "one-launch", ("triton", "triton")),  # a negative size: in bfloat16
+        (-14, 32, "one-launch", "one-launch", ("cuda", "cuda")),
+        (8, 24, "one-launch", "one-launch", ("cuda", "cuda")),
+        (8, 24, "one-launch", "planned", ("cuda", "triton")),
+        (8, 40, "one-launch", "one-launch", ("triton", "triton")),
         (32, 16, "planned", "planned", ("triton", "triton")),
         (33, 16, "planned", "planned", ("cuda", "cuda")),
         (64, 8, "one-launch", "planned", ("cuda", "cuda")),
@@ -121,7 +124,7 @@ def test_the_preferred_kernel_is_chosen_for_each_pass(
         monkeypatch.setattr(backend, "unsupported", lambda spec, name=backend.NAME: [] if name != "cpu" else ["no"])
     ways = (KernelPath(forward, ""), KernelPath(backward, "" if backward == "one-launch" else "of a reason"))
     monkeypatch.setattr(CUDA, "path", lambda spec, is_backward: ways[is_backward])
-    call = spec(size, channels)
+    call = spec(abs(size), channels, torch.bfloat16 if size < 0 else torch.float32)
     assert chosen == tuple(select.__wrapped__(call, None, is_backward).NAME for is_backward in (False, True))
     assert all(select.__wrapped__(call, "triton", is_backward) is triton for is_backward in (False, True))
     monkeypatch.setattr(triton, "unsupported", lambda spec: ["not here"])
@@ -137,7 +140,7 @@ def test_the_ways_of_the_cuda_backend_are_explained(monkeypatch: pytest.MonkeyPa
     explained = explain_choice(spec(32), None)
     how = "; forward in one launch; backward planned, with cuFFT, because no kernel has the size"
     assert explained.chosen == "cuda"
-    assert explained.reasons["cuda"].startswith("runs: it comes first, x is read and y written once")
+    assert explained.reasons["cuda"].startswith("runs: it comes first, one launch reads x")
     assert explained.reasons["cuda"].endswith(f"; the backward pass goes to triton{how}")
     assert explained.reasons["triton"] == "can run this call, but cuda is preferred; runs the backward pass"
     assert explain_choice(spec(32), "cuda").reasons["cuda"] == f"runs: it was asked for by name{how}"
@@ -166,7 +169,7 @@ def test_the_ways_of_the_cuda_backend_are_explained(monkeypatch: pytest.MonkeyPa
         (
             {"channels": 8 * 40},
             (8, 6),
-            "one launch would take 271 KiB of shared memory, a CTA of the device has 99",
+            "one launch would take 266 KiB of shared memory, a CTA of the device has 99",
         ),
     ],
 )

@@ -25,7 +25,9 @@ from functools import cached_property
 from benchmarks.static.costs import Cost
 from benchmarks.static.sass import Block, Place, source_line
 
+FEW = 8  # instructions
 _TRIPS = re.compile(r"//.*\btrips: (\w+)")
+_LOOP = re.compile(r"\b(for|while) \(")
 _RARE = re.compile(r"//.*\brare\b")
 _ARGUMENT = re.compile(r"Activation::k(\w+)[,>]")
 _ACTIVATION = re.compile(r"if constexpr \(.*Activation == (?:\w+::)*Activation::k(\w+)\)")
@@ -85,7 +87,7 @@ class Graph:
             for successor in self.blocks[i].successors:
                 if successor in good:
                     before[successor].append(i)
-        ends = {i for i in good if not self.blocks[i].successors}
+        ends = {i for i in good if self.blocks[i].ends}
         return forward & self._closure(ends, lambda i: before[i], good)
 
     @staticmethod
@@ -99,19 +101,21 @@ class Graph:
 
     def unavoidable(self) -> set[int]:
         """Blocks on every path through an outermost loop, or through the kernel, whatever lines they are from."""
-        ends = [i for i in self.kept if not self.successors(i)]
+        ends = [i for i in self.kept if self.blocks[i].ends]
         groups = [ends, *(loop.latches for loop in self.loops)]
         return set.union(*(set.intersection(*(self.dominators[i] for i in group)) for group in groups))
 
     def _excluded(self, block: Block) -> bool:
         """Whether it never runs: most of it is rare or another activation's, and nothing the wanted one's.
 
-        The compiler moves single instructions of a region to where others need them too, hence "most"; and what it has
-        predicated instead of jumping over it runs.
+        The compiler moves single instructions of a region to where others need them too, hence "most", and not of a
+        block of a few; and what it has predicated instead of jumping over it runs.
         """
         regions = self._regions_of(block)
-        other = sum(count for name, count in regions.items() if name == "rare" or self._activation)
-        return self._activation not in regions and 2 * other > len(block.instructions)
+        if 2 * regions["rare"] > len(block.instructions):
+            return True
+        other = sum(regions.values()) if self._activation else 0
+        return self._activation not in regions and other >= FEW and 2 * other > len(block.instructions)
 
     def _regions_of(self, block: Block) -> Counter[str]:
         """How many of its instructions are for each activation, and "rare"."""
@@ -182,7 +186,24 @@ class Graph:
                     if found := _TRIPS.search(source_line(place, self._lines)):
                         return found[1], f"{place.file}:{place.line}"
                     line = line or f"{place.file}:{place.line}"
+        last = self.blocks[latches[-1]].instructions[-1]
+        if not any(_LOOP.search(source_line(place, self._lines)) for place in last.places[:1]):
+            for place in last.places:  # the branch is said to be of a line in the loop
+                if found := self._around(place):
+                    return found, f"{place.file}:{place.line}"
         return "", line
+
+    def _around(self, place: Place) -> str:
+        """The trips of the innermost named loop that a line is in, by its indentation."""
+        text = source_line(place, self._lines)
+        depth = len(text) - len(text.lstrip())
+        for above in reversed(self._lines[place.file][: max(place.line - 1, 0)]):
+            indent = len(above) - len(above.lstrip())
+            if above.strip() and not above.startswith("#") and indent < depth:
+                if found := _TRIPS.search(above):
+                    return found[1]
+                depth = indent
+        return ""
 
     def cost(
         self,

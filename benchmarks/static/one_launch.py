@@ -117,10 +117,13 @@ def _trips_single(shape: Shape, launch: Mapping[str, Any]) -> dict[str, float]:
     def units(frequencies: int, rows: int) -> float:
         return math.ceil(math.ceil(images * frequencies / rows) / launch["unit_tiles"]) / warps
 
+    quads = int(re.findall(r"\d+", launch["kernel"])[-1])
     return {
         "transforms": items / launch["threads"],
         "regular": units(N * ((N - 1) // 2), 16),
         "special": units((2 - N % 2) * ((N + 1) // 2), 8),
+        "inputs": quads / (4 if quads % 4 == 0 else 2),  # of a map with too many channels for the registers
+        "outputs": quads / 2,
     }
 
 
@@ -128,7 +131,15 @@ def _trips_half(shape: Shape, launch: Mapping[str, Any]) -> dict[str, float]:
     """A warp has a plane at a time, and some tiles of 16 slots of the spectrum."""
     warps, tiles = launch["threads"] // WARP, math.ceil(shape.size / 16)
     slots = (128 * tiles**2 + 16 * tiles) // 16
-    return {"planes": shape.channels / warps, "slots": math.ceil(slots / launch["unit_tiles"]) / warps}
+    row_bytes = 2 * shape.size
+    granule = max(size for size in (2, 4, 8, 16) if row_bytes % size == 0)
+    return {
+        "planes": shape.channels / warps,
+        "slots": math.ceil(slots / launch["unit_tiles"]) / warps,
+        "granules": math.ceil(shape.size / (WARP // (row_bytes // granule))),  # of a plane with padding
+        "channels": math.ceil(shape.channels / WARP),
+        "hundreds": 0,  # powers of two that only a plane of extreme numbers has
+    }
 
 
 def compile_kernels(names: Iterable[str], arch: int) -> dict[str, tuple[Usage, list[Block]]]:

@@ -1,7 +1,6 @@
-// The operators on CUDA: in one launch where fused/path.h says so, else planned: cuFFT, one kernel for the spectral map,
-// cuFFT, one chunk of block-images after another.
-// Nothing here waits for the device. Once a call of the same sizes has made its cuFFT plans, the next can be captured
-// in a graph.
+// The operators on CUDA: in one launch where fused/path.h says so, else planned: cuFFT, one kernel for the spectral
+// map, cuFFT, one chunk of block-images after another. Nothing here waits for the device. Once a call of the same sizes
+// has made its cuFFT plans, the next can be captured in a graph.
 #include <ATen/ATen.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAGuard.h>

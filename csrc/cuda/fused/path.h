@@ -11,7 +11,8 @@
 //                      H100's multiprocessor where copying takes 0.22: at best 70 % of a copy's rate, 0.39 predicted
 //                      with one CTA of 8 warps to a multiprocessor, against 0.10 to 0.16 planned. It would be worth
 //                      it; it needs the matrix in shared memory (its fragments are 128 registers) and is not written.
-//   64 x 64, float32   The planes of a block take 17 KiB a channel: 133 KiB at D = 8, 200 KiB at D = 12, and from D = 16
+//   64 x 64, float32   The planes of a block take 17 KiB a channel: 133 KiB at D = 8, 200 KiB at D = 12, and from D =
+//   16
 //                      on a cluster of two CTAs, which exchange half of the spectrum, 4 bytes an element each way.
 //   128 x 128          Half the spectrum of one channel takes 33 KiB in 16 bits: a cluster of two at D = 8, of four at
 //                      D = 16. Products with the matrix are 640 multiplications an element, 0.53 clocks: at best 40 %
@@ -33,8 +34,8 @@ struct PathFacts {
   int64_t B, H, W, K, D, Dh;
   Element element;
   int capability;  // of the device, 90 for 9.0
-  bool backward;  // one launch is then followed by one that adds partial sums
-  bool allowed;  // whether it may be one launch
+  bool backward;   // one launch is then followed by one that adds partial sums
+  bool allowed;    // whether it may be one launch
 
   auto operator<=>(const PathFacts&) const = default;
 };

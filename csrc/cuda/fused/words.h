@@ -30,8 +30,8 @@ inline std::string kernel_name(const Path& path, Element element, bool backward)
            number(plan.quads) + ", " + number(plan.whole ? 1 : 0) + ">";
   }
   const SingleInstance& instance = kSingleInstances[path.single.instance];
-  return std::string(backward ? "single_vjp_kernel<" : "single_forward_kernel<") + number(instance.H) + ", " + number(instance.W) + ", " + number(instance.quads) +
-         ">";
+  return std::string(backward ? "single_vjp_kernel<" : "single_forward_kernel<") + number(instance.H) + ", " +
+         number(instance.W) + ", " + number(instance.quads) + ">";
 }
 
 // Empty if it is made in one launch.
@@ -52,11 +52,11 @@ inline std::string in_words(const Path& path, const PathFacts& f) {
     case Refusal::kBackward:
       return std::string("no one-launch kernel computes the backward pass of ") + name_of(f.element);
     case Refusal::kSizes:
-      return std::string("no one-launch kernel takes ") + (f.backward ? "the backward pass of " : "") + "maps of " + by(f.H, f.W) + " in blocks of " + number(f.D) + " channels and " +
-             number(f.Dh) + " hidden ones";
+      return std::string("no one-launch kernel takes ") + (f.backward ? "the backward pass of " : "") + "maps of " +
+             by(f.H, f.W) + " in blocks of " + number(f.D) + " channels and " + number(f.Dh) + " hidden ones";
     case Refusal::kSharedMemory:
-      return "one launch would take " + number(path.launch.shared_bytes / 1024) + " KiB of shared memory, a CTA of the device has " +
-             number(shared_limit(f.capability) / 1024);
+      return "one launch would take " + number(path.launch.shared_bytes / 1024) +
+             " KiB of shared memory, a CTA of the device has " + number(shared_limit(f.capability) / 1024);
   }
   __builtin_unreachable();
 }
