@@ -189,11 +189,4 @@ AFFNET_DEVICE void transform(Complex<float> (&v)[N]) {
   }
 }
 
-// v := its inverse transform without the factor 1 / N, where both v and the result have real and imaginary parts
-// exchanged: that is the transform itself.
-template <int N>
-AFFNET_DEVICE void swapped_inverse_transform(Complex<float> (&v)[N]) {
-  transform<N>(v);
-}
-
 }  // namespace affnet
