@@ -83,7 +83,9 @@ def emulate(
         ACTIVATIONS_IN_CPP.index(case.activation),
         ELEMENTS.index(x.dtype),
     )
-    arguments = VjpArguments(call, case.dy.contiguous().data_ptr(), pointer(partials if parameter_grads else None), input_grad)
+    arguments = VjpArguments(
+        call, case.dy.contiguous().data_ptr(), pointer(partials if parameter_grads else None), input_grad
+    )
     report = library.run_single_backward(
         ctypes.byref(arguments),
         ctypes.byref(plan),
@@ -159,7 +161,7 @@ def test_activation(kernels: ctypes.CDLL, activation: str) -> None:
     ids=name_of,
 )
 def test_a_16_bit_type_is_rounded_once(kernels: ctypes.CDLL, shape: Shape, dtype: torch.dtype) -> None:
-    """x, dy and dx have it: dx has the error of rounding it, to a hundredth, and the parameters' gradients float32's."""
+    """x, dy and dx have it: dx has the error of rounding it, to a hundredth, the parameters' gradients float32's."""
     for activation in ("relu", "silu"):
         case = make_case(shape, dtype, activation)
         answer = emulate(kernels, case)

@@ -107,8 +107,8 @@ class Graph:
     def _excluded(self, block: Block) -> bool:
         """Whether it never runs: half of it is rare, or most another activation's and nothing the wanted one's.
 
-        The compiler moves single instructions of a region to where others need them too, hence "half" and "most", and not of a
-        block of a few; and what it has predicated instead of jumping over it runs.
+        The compiler moves single instructions of a region to where others need them too, hence "half" and "most", and
+        not of a block of a few; and what it has predicated instead of jumping over it runs.
         """
         regions = self._regions_of(block)
         if 2 * regions["rare"] >= len(block.instructions):
