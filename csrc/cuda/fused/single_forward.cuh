@@ -1,5 +1,5 @@
-// The mixer of float32 in one launch: a CTA takes all channels of a block of some images at a time, and nothing but x
-// is read and nothing but y is written. Not run on a GPU so far.
+// The mixer in one launch, in float32 whether x is of 32 or of 16 bits: a CTA takes all channels of a block of some
+// images at a time, and nothing but x is read and nothing but y is written. Not run on a GPU so far.
 //
 // Two channels are one complex plane z, so that every transform is a complex one, computed by one thread in registers
 // (fft_registers.cuh): columns, rows, the map, rows back, columns back, a barrier between each. Where X_a and X_b are
