@@ -14,13 +14,13 @@
 // inverse transform of (M + 1) X, which costs one addition and leaves x out of the second half of the kernel.
 //
 // Counted in machine code (sm_90, ReLU, parameters staged), per element, where copying alone takes 55 instructions and
-// 55 bytes of shared memory at the rates of an H100; SiLU costs 4 to 6 instructions more. CTAs of a multiprocessor as
-// registers and shared memory allow.
+// 55 bytes of shared memory at the rates of an H100; SiLU costs 4 to 6 instructions more, 16-bit x up to 3 more at D = 16. CTAs
+// of a multiprocessor as registers and shared memory allow.
 //
 //   H = W, D    32, 8  32, 12  32, 16  16, 13  16, 20  16, 32  8, 18  8, 24  8, 40
-//   instructions   63      65      62      73      67      78     90     82    115
+//   instructions   63      65      63      73      67      78     90     82    115
 //   bytes          43      49      52      62      83     114    100     99    168
-//   registers     128     160     206     202     205     192    198    213    207
+//   registers     108     160     206     202     205     192    198    213    207
 //   KiB            37      59      83      51      47      99     37     51    113
 //   CTAs            4       3       2       2       2       2      2      2      2
 #pragma once
