@@ -5,7 +5,7 @@ TORCH  ?= torch==2.13.0
 BENCH_OUT ?= out/bench
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install bench tables pictures cpu-table gpu gpu-table gpu-rehearsal commit-file compile-check test test-triton-versions \
+.PHONY: help install bench tables comparison pictures cpu-table gpu gpu-table gpu-rehearsal commit-file compile-check test test-triton-versions \
         test-timm test-cuda-build test-export export-table lint format clean
 .DEFAULT_GOAL := help
 
@@ -14,6 +14,7 @@ help:
 	@echo 'make bench     run the mixer and the networks on photographs: tables, plots, CSV'
 	@echo 'make cpu-table measure this CPU for README: its CSV in benchmarks/results, and the tables'
 	@echo 'make tables    README tables from the CSV files in benchmarks/results'
+	@echo 'make comparison   train one network with each of five mixers: accuracy against cost'
 	@echo 'make pictures  README pictures of what the filter sees'
 	@echo 'make gpu OUT=dir   all the evidence that a CUDA device can give in nine minutes, with the python3 at hand'
 	@echo 'make gpu-rehearsal   every step of make gpu on this CPU, in a copy of the tree without .git'
@@ -53,6 +54,10 @@ cpu-table: install
 	  --compile-seconds 1200 --out out/cpu-table
 	@$(PYTHON) -m benchmarks keep out/cpu-table
 	@$(PYTHON) -m benchmarks readme
+
+# About twenty minutes on an idle machine; goes on where it was interrupted.
+comparison: install
+	@OMP_NUM_THREADS=1 $(PYTHON) -m benchmarks.trained --data digits photos --seeds 3 --epochs 4 --jobs 2 --out out/trained
 
 # README's pictures that come from a command of the package.
 pictures: install

@@ -9,12 +9,14 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.distributed import TCPStore
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 # What a run of training imports, which takes longer than the runs of the tests.
@@ -62,17 +64,23 @@ def _exit_codes(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     folder.mkdir(parents=True, exist_ok=True)
-    names = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun's agent keeps it
+    names = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+    names["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     started = [
         context.Process(target=_start, args=({**names, "RANK": rank, "LOCAL_RANK": rank}, target, *rest), daemon=True)
         for rank, rest in enumerate(arguments)
     ]
     for process in started:
         process.start()
-    for process in started:
-        process.join(timeout=300)
+    end = time.monotonic() + 300
+    while any(process.is_alive() for process in started) and time.monotonic() < end:
+        time.sleep(0.05)
+        if any(process.exitcode for process in started):
+            end = min(end, time.monotonic() + 30)  # torchrun, too, ends those that one has left
     for process in started:
         process.kill()
+        process.join()
     return [process.exitcode for process in started]
 
 

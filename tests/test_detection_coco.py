@@ -14,10 +14,12 @@ pytest.importorskip("PIL", reason="Pillow is not installed")
 
 from PIL import Image
 
-from affnet_kernels.training import Recipe
+from affnet_kernels.models import AFFNet, SSDLite
+from affnet_kernels.training import Recipe, Settings, train
 from affnet_kernels.training.data.coco import CocoFolder
 from affnet_kernels.training.sampling import Draw
 from affnet_kernels.training.tasks import task_of
+from affnet_kernels.training.tasks.detection import Detection
 
 WIDTH, HEIGHT = 80, 60
 CATEGORIES = [{"id": 7, "name": "tree"}, {"id": 3, "name": "cat"}]
@@ -316,6 +318,34 @@ def test_training_follows_the_draw_and_keeps_the_box_on_the_square(tmp_path: Pat
     assert len(sizes) > 5
     assert flipped == {True, False}
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_damaged_images_stop_neither_training_nor_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("torchvision", "pycocotools", "matplotlib"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+
+    def network(task: Detection) -> SSDLite:
+        return SSDLite(AFFNet((8, 8, 8, 16, 24), (1, 1, 1, 1, 1), 2), len(task.classes))
+
+    monkeypatch.setattr(Detection, "model", network)
+    images = [listed(number, name) for number, name in enumerate(["a.png", "b.jpg", "a.png", "c.jpg", "a.png"])]
+    rows = [annotation(number, [40, 30, 20, 10]) for number in range(5)]
+    for split in ("train2017", "val2017"):
+        make_folder(tmp_path, images, rows, split=split)
+        photograph().save(tmp_path / split / "b.jpg")
+        (tmp_path / split / "b.jpg").write_bytes((tmp_path / split / "b.jpg").read_bytes()[:-200])
+    recipe = Recipe.load("ssdlite_coco").replace(
+        data=str(tmp_path), size=64, epochs=1, batch=4, warmup_epochs=0.0, ema=0.0, amp="off"
+    )
+    with pytest.warns(UserWarning, match=r"^CocoFolder: left out 1 entries of .*: .*c\.jpg does not exist$"):
+        summary = train(recipe, Settings(tmp_path / "run", progress=False))
+    assert summary.images == 4
+    named = [f"{split}/b.jpg" for split in ("train2017", "val2017")]
+    assert len(summary.skipped) == 2
+    for name, sentence in zip(named, summary.skipped, strict=True):
+        assert sentence.startswith("CocoFolder: expected ")
+        assert name in sentence
+    assert (tmp_path / "run" / "predictions.png").exists()
 
 
 def test_an_image_without_boxes_trains(tmp_path: Path) -> None:

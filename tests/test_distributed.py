@@ -61,19 +61,19 @@ def error(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("world", "fsdp", "double", "weighted", "accumulate"),
+    ("world", "fsdp", "accumulate", "options"),
     [
-        pytest.param(4, False, False, False, 1, id="4-DDP"),
-        pytest.param(2, False, True, True, 3, id="2-DDP-float64-weighted-three-parts"),
-        pytest.param(4, True, False, True, 1, id="4-FSDP2-weighted"),
-        pytest.param(2, True, True, False, 3, id="2-FSDP2-float64-three-parts"),
+        pytest.param(4, False, 1, {}, id="4-DDP"),
+        pytest.param(2, False, 3, {"double": True, "weighted": True}, id="2-DDP-float64-weighted-three-parts"),
+        pytest.param(4, True, 1, {"weighted": True}, id="4-FSDP2-weighted"),
+        pytest.param(2, True, 3, {"double": True, "channels_last": True}, id="2-FSDP2-float64-three-parts"),
     ],
 )
 def test_processes_train_as_one_does(
-    world: int, fsdp: bool, double: bool, weighted: bool, accumulate: int, tmp_path: Path
+    world: int, fsdp: bool, accumulate: int, options: dict[str, bool], tmp_path: Path
 ) -> None:
     """Four processes get 1, 2, 1 and 2 of the 6 images of a step; where the loss is weighted, by the class."""
-    options = {"double": double, "weighted": weighted}
+    double = options.get("double", False)
     recipe = small_task.RECIPE.replace(accumulate=accumulate, options=options)
     expected = run(Processes(), recipe, tmp_path / "one")
     runs = run_in_processes(world, run, tmp_path / "results", recipe, tmp_path / "many", fsdp)

@@ -148,7 +148,7 @@ def test_one_image_in_a_part_is_named(tmp_path: Path) -> None:
 
 
 def test_a_small_network_learns_the_scenes(tmp_path: Path) -> None:
-    """150 steps: the mean IoU is twice that of the best constant answer."""
+    """150 steps: the mean IoU is far above that of the best constant answer."""
     recipe = RECIPE.replace(
         epochs=1, batch=16, rate=5e-3, warmup_epochs=0.1, options={"train_scenes": 2400, "test_scenes": 100}
     )
@@ -157,7 +157,7 @@ def test_a_small_network_learns_the_scenes(tmp_path: Path) -> None:
     constant = constant_answer(task, recipe.size)
     assert constant < 22
     assert summary.metric == "miou"
-    assert summary.best > 2 * constant
+    assert summary.best > 2.5 * constant
     found = segmenter_from_checkpoint(tmp_path / "best.pt")
     assert found.classes == task.classes == ["background", "0", "1", "2"]
     assert found.size == 65

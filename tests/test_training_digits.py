@@ -22,7 +22,7 @@ np = pytest.importorskip("numpy")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The command's run on digits, smaller and shorter than the recipe's."""
     out = tmp_path_factory.mktemp("digits") / "run"
-    options = ["--size", "32", "--epochs", "5", "--set", "ema=0.9", "--set", "evaluate_every=5"]
+    options = ["--size", "32", "--epochs", "4", "--set", "ema=0.9", "--set", "evaluate_every=4"]
     assert cli.main(["train", "--data", "digits", "--out", str(out), "--quiet", *options]) == 0
     return out
 

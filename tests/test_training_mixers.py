@@ -14,7 +14,7 @@ from affnet_kernels.models import create_model
 from affnet_kernels.modules import AFFMixer
 from affnet_kernels.training import Recipe, Settings, logs, train
 
-STEPS, BATCH, SIZE, CLASSES, RATE = 5, 4, 128, 1000, 0.05
+STEPS, BATCH, SIZE, CLASSES, RATE = 5, 4, 96, 1000, 0.05
 PERTURBATION = 1e-7  # of the inputs of two reference runs, whose curves tell what rounding alone does
 SEEDS = 3
 
@@ -62,7 +62,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 def test_float64_and_the_whole_recipe(tmp_path: Path) -> None:
     """The digits' recipe itself, with AdamW, clipping, smoothing and average, in float64: to 1e-10."""
-    recipe = Recipe.load("digits").replace(size=64, epochs=1, batch=8, limit=48)
+    recipe = Recipe.load("digits").replace(size=64, epochs=1, batch=8, limit=40)
     torch.set_default_dtype(torch.float64)
     try:
         for mixer in ("fused", "reference"):
@@ -73,7 +73,7 @@ def test_float64_and_the_whole_recipe(tmp_path: Path) -> None:
         torch.tensor([float(row["loss"]) for row in logs.read_rows(tmp_path / mixer / logs.STEPS)], dtype=torch.float64)
         for mixer in ("fused", "reference")
     )
-    assert len(fused) == 6
+    assert len(fused) == 5
     assert distance(fused, reference) < 1e-10
 
 

@@ -28,6 +28,7 @@ class Preference(NamedTuple):
 
 
 PADDED_SIZE = 10  # of maps that one launch in bfloat16 pads to more than twice their area
+NARROW = 24  # channels of a block, up to which the mask's products take less time than the transforms
 
 PREFERENCES = (
     Preference(
@@ -42,11 +43,29 @@ PREFERENCES = (
     Preference(
         "cuda",
         MAX_SIZE,
-        MAX_CHANNELS,
+        NARROW,
         DTYPES,
         ("one-launch", "triton", "planned"),
         "predicted",
         "one launch reads x and writes y once, and cuFFT moves five times as much; Triton pads to powers of two",
+    ),
+    Preference(
+        "cuda",
+        MAX_SIZE,
+        MAX_CHANNELS,
+        (torch.bfloat16,),
+        ("one-launch", "triton", "planned"),
+        "predicted",
+        "as for narrower blocks: half precision leaves the tensor cores time for wide ones",
+    ),
+    Preference(
+        "cuda",
+        MAX_SIZE,
+        MAX_CHANNELS,
+        DTYPES,
+        ("triton", "one-launch", "planned"),
+        "predicted",
+        "the products of wide blocks in float32, three in TF32 for each, keep one launch busy for as long as Triton's",
     ),
     Preference(
         "cuda",

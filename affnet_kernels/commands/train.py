@@ -9,9 +9,10 @@ from typing import Any
 
 from affnet_kernels.models import MODELS
 from affnet_kernels.models.token_mixers import MIXERS
-from affnet_kernels.training.engine import RECIPE, Settings, Summary, train
+from affnet_kernels.training.engine import RECIPE, train
 from affnet_kernels.training.launch import joined
 from affnet_kernels.training.recipe import Recipe
+from affnet_kernels.training.settings import Settings, Summary
 from affnet_kernels.training.tasks import TASKS
 
 # The recipe where none is named: of a task and its embedded data, and of a task and a folder (None: the model's own).

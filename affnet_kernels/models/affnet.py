@@ -293,7 +293,7 @@ def _stage_indices(function: str, indices: int | Sequence[int] | None) -> list[i
 @contextmanager
 def _kept_statistics(stage: nn.Module) -> Iterator[None]:
     """Recompute without a second update of the running statistics."""
-    norms = [module for module in stage.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in stage.modules() if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

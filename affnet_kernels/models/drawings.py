@@ -64,7 +64,7 @@ def draw_boxes(image: Image, boxes: Sequence[Box]) -> Image:
             continue
         colour = class_colour(box.label)
         draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=colour, width=width)
-        text = f"{box.name} {box.score:.2f}"
+        text = f"{box.name}: {100 * box.score:.0f} %"
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         tall, wide = bottom - top + 2 * margin, right - left + 2 * margin
         # Above the box, or inside it where there is no room; never beyond the image's sides.

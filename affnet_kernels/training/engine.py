@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,47 +20,13 @@ from affnet_kernels.training.processes import Processes
 from affnet_kernels.training.recipe import Recipe
 from affnet_kernels.training.sampling import Batch, Plan, Readable, StepSampler, loader, seed_of
 from affnet_kernels.training.schedule import decayed, rate_factor
+from affnet_kernels.training.settings import Settings, Summary
 from affnet_kernels.training.tasks import task_of
 
 # What a checkpoint keeps of a Trainer beside its network's, optimiser's and average's states.
 COUNTERS = ("epoch", "step", "images", "best", "best_epoch", "seconds", "loading", "computing", "sums")
 RECIPE, BEST, CURVES, PREVIEW = "recipe.toml", "best.pt", "curves.png", "predictions.png"
 LAUNCH = ".launch"  # what started the run in a folder: if that starts it again, it is resumed
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What does not change the result of a run: where it is written, and how fast it runs.
-
-    Attributes:
-        out: the folder.
-        resume: continue the run in `out`; without one there, start it.
-        save_every: steps from one checkpoint within an epoch to the next, 0 for none. Every epoch ends with one.
-        log_every: steps from one row of steps.csv to the next.
-        workers: processes that load data, 0 for the training process itself.
-        progress: whether to show a progress bar, on a terminal.
-    """
-
-    out: Path
-    resume: bool = False
-    save_every: int = 0
-    log_every: int = 10
-    workers: int = 0
-    progress: bool = True
-
-
-class Summary(NamedTuple):
-    """A finished run."""
-
-    metric: str  # the name of what the best epoch is best in
-    best: float
-    best_epoch: int  # counted from 1
-    epochs: int
-    seconds: float  # of the whole run, the parts before it was resumed included
-    images: int  # seen in training
-    loading: float  # seconds of these spent waiting for data
-    computing: float  # seconds spent in forward, backward and optimiser
-    skipped: list[str]  # a sentence for each file that could not be read since the run was last resumed
 
 
 def train(recipe: Recipe, settings: Settings, processes: Processes | None = None) -> Summary:
@@ -209,7 +174,10 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        self.schedule.step()
+        with warnings.catch_warnings():
+            # In float16 the scaler leaves out the steps whose gradient overflows, and usually the first.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
         return norm

@@ -7,6 +7,7 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 
@@ -60,7 +61,7 @@ def joined(
             yield processes
     except Exception as error:
         _raise_once(error, processes)
-    finally:
+    else:  # after an error it could wait for the others
         dist.destroy_process_group()
 
 
@@ -68,8 +69,10 @@ def _raise_once(error: Exception, processes: Processes) -> None:
     """Raise `error` in the first process that has one, and end the others in silence."""
     from torch.distributed.distributed_c10d import _get_default_store
 
+    store = _get_default_store()
+    store.set_timeout(timedelta(seconds=10))
     try:
-        first = _get_default_store().add("affnet_kernels/errors", 1) == 1
+        first = store.add("affnet_kernels/errors", 1) == 1
     except RuntimeError:  # the store has ended too
         first = processes.rank == 0
     if not first:

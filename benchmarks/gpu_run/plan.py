@@ -52,7 +52,7 @@ PLAN = (
         "suites",
         ("networks-cuda", "networks-mixers-cuda", "networks-compiled-cuda"),
     ),
-    Step("compiled", "against torch.compile in its three forms", 48, "suites", ("compiled-cuda", "autotuned-cuda")),
+    Step("compiled", "against torch.compile in its three forms", 46, "suites", ("compiled-cuda", "autotuned-cuda")),
     Step("tests", "pytest -m gpu, tests of first contact first", 47, "tests"),
     Step("inverse-transform", "whether irfft2 is the two-step inverse on this device", 14, "inverse_transform"),
     Step(

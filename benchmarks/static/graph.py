@@ -27,6 +27,7 @@ from benchmarks.static.sass import Block, Place, source_line
 
 FEW = 8  # instructions
 _TRIPS = re.compile(r"//.*\btrips: (\w+)")
+_LOOP = re.compile(r"\b(for|while) \(")
 _RARE = re.compile(r"//.*\brare\b")
 _ARGUMENT = re.compile(r"Activation::k(\w+)[,>]")
 _ACTIVATION = re.compile(r"if constexpr \(.*Activation == (?:\w+::)*Activation::k(\w+)\)")
@@ -86,7 +87,7 @@ class Graph:
             for successor in self.blocks[i].successors:
                 if successor in good:
                     before[successor].append(i)
-        ends = {i for i in good if not self.blocks[i].successors}
+        ends = {i for i in good if self.blocks[i].ends}
         return forward & self._closure(ends, lambda i: before[i], good)
 
     @staticmethod
@@ -100,7 +101,7 @@ class Graph:
 
     def unavoidable(self) -> set[int]:
         """Blocks on every path through an outermost loop, or through the kernel, whatever lines they are from."""
-        ends = [i for i in self.kept if not self.successors(i)]
+        ends = [i for i in self.kept if self.blocks[i].ends]
         groups = [ends, *(loop.latches for loop in self.loops)]
         return set.union(*(set.intersection(*(self.dominators[i] for i in group)) for group in groups))
 
@@ -185,7 +186,24 @@ class Graph:
                     if found := _TRIPS.search(source_line(place, self._lines)):
                         return found[1], f"{place.file}:{place.line}"
                     line = line or f"{place.file}:{place.line}"
+        last = self.blocks[latches[-1]].instructions[-1]
+        if not any(_LOOP.search(source_line(place, self._lines)) for place in last.places[:1]):
+            for place in last.places:  # the branch is said to be of a line in the loop
+                if found := self._around(place):
+                    return found, f"{place.file}:{place.line}"
         return "", line
+
+    def _around(self, place: Place) -> str:
+        """The trips of the innermost named loop that a line is in, by its indentation."""
+        text = source_line(place, self._lines)
+        depth = len(text) - len(text.lstrip())
+        for above in reversed(self._lines[place.file][: max(place.line - 1, 0)]):
+            indent = len(above) - len(above.lstrip())
+            if above.strip() and not above.startswith("#") and indent < depth:
+                if found := _TRIPS.search(above):
+                    return found[1]
+                depth = indent
+        return ""
 
     def cost(
         self,

@@ -53,6 +53,11 @@ class Block:
     instructions: list[Instruction] = field(default_factory=list)
     successors: tuple[int, ...] = ()
 
+    @property
+    def ends(self) -> bool:
+        """Whether the kernel may end here; a guarded EXIT has a successor too."""
+        return not self.successors or self.instructions[-1].opcode in ("EXIT", "RET")
+
 
 def disassemble(
     cubin: bytes,

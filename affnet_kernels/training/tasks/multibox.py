@@ -69,7 +69,10 @@ def _hardest(
     losses: Tensor,  # [B, A]
     positive: Tensor,  # [B, A], bool
 ) -> Tensor:  # [B, A], bool
-    """In each image the anchors without a box that lose most, `NEGATIVES` for each one with a box."""
+    """In each image the anchors without a box that lose most, `NEGATIVES` for each one with a box, as far as there are.
+
+    Where they run out, those with a box, which count anyway, follow.
+    """
     order = losses.masked_fill(positive, -torch.inf).argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1)
-    return (rank < NEGATIVES * positive.sum(dim=1, keepdim=True)) & ~positive
+    return rank < NEGATIVES * positive.sum(dim=1, keepdim=True)
