@@ -13,9 +13,9 @@
 // the second layer and the threshold, as soft-shrink is homogeneous. The residual is added to the mask: y is the
 // inverse transform of (M + 1) X, which costs one addition and leaves x out of the second half of the kernel.
 //
-// Counted in machine code (sm_90, ReLU, parameters staged), per element, where copying alone takes 55 instructions and
-// 55 bytes of shared memory at the rates of an H100; SiLU costs 4 to 6 instructions more, 16-bit x up to 3 more at D = 16. CTAs
-// of a multiprocessor as registers and shared memory allow.
+// Counted in machine code (sm_90, ReLU, parameters staged, float32), per element, where copying alone takes 55
+// instructions and 55 bytes of shared memory at the rates of an H100; SiLU costs 4 to 6 instructions more, x of 16 bits
+// 2 to 3. CTAs of a multiprocessor as registers and shared memory allow.
 //
 //   H = W, D    32, 8  32, 12  32, 16  16, 13  16, 20  16, 32  8, 18  8, 24  8, 40
 //   instructions   63      65      63      73      67      78     90     82    115
