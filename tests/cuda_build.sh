@@ -59,7 +59,7 @@ packages=$("$venv/bin/python" -c 'import torch, pathlib; print(pathlib.Path(torc
 toolkit=$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')
 mkdir -p build/host_runtime
 # Of the one-launch kernels only those that the test calls; a launch of another one would leave its answer unwritten.
-one_launch=('-DAFFNET_SINGLE_INSTANCES={7,7,5},{8,8,5},{8,8,6},{8,8,10},{0,0,3}' -DAFFNET_HALF_QUADS=3,5,6,10 -DAFFNET_HALF_QUADS_3=3)
+one_launch=('-DAFFNET_SINGLE_INSTANCES={7,7,5},{8,8,5},{8,8,6},{8,8,10},{0,0,3},{0,0,5}' -DAFFNET_HALF_QUADS=3,5,6,10 -DAFFNET_HALF_QUADS_3=3)
 g++ -O1 -std=c++20 -shared -fPIC -fvisibility=hidden -Wno-unknown-pragmas -Wl,-soname,libcuda.so.1 -Icsrc -Itests/cuda_host \
   -I"$toolkit/include" $(printf -- '-I%s ' "$packages"/nvidia/cu[0-9]*/include) -I"$packages/torch/include" \
   "${one_launch[@]}" tests/cuda_host/runtime.cpp -o build/host_runtime/libcuda.so.1

@@ -1,4 +1,4 @@
-"""The one-launch 16-bit kernel on the host emulator: its library, its calls, its plans."""
+"""The one-launch bfloat16 kernel on the host emulator: its library, its calls, its plans."""
 
 from __future__ import annotations
 
@@ -57,7 +57,6 @@ class Call(NamedTuple):
     height: int
     width: int
     activation: str = "relu"
-    dtype: torch.dtype = torch.bfloat16
     scale: float = 1.0  # of x
     threshold: float = 0.01
     ctas: int = 0  # instead of the plan's
@@ -87,7 +86,7 @@ def inputs_of(call: Call) -> Inputs:
     x = torch.randn(call.batch, K * D, call.height, call.width, generator=generator) * call.scale
     weights = [torch.randn(2, K, D, D, generator=generator) * D**-0.5 for _ in range(2)]
     biases = [torch.randn(2, K, D, generator=generator) * 0.3 for _ in range(2)]
-    return Inputs(x.to(call.dtype), (weights[0], biases[0], weights[1], biases[1]))
+    return Inputs(x.bfloat16(), (weights[0], biases[0], weights[1], biases[1]))
 
 
 def aligned(elements: int, alignment: int) -> np.ndarray:
@@ -112,23 +111,22 @@ def emulate(library: ctypes.CDLL, call: Call, inputs: Inputs, count_banks: bool 
         *(pointer(array) for array in (x, y, *parameters)),
         ctypes.c_float(call.threshold),
         library.half_activation(call.activation.encode()),
-        ctypes.c_bool(call.dtype == torch.bfloat16),
         ctypes.c_int64(call.ctas),
         ctypes.c_bool(count_banks),
     )
-    return Answer(torch.from_numpy(y.copy()).view(call.dtype).view(inputs.x.shape), report.decode())
+    return Answer(torch.from_numpy(y.copy()).view(torch.bfloat16).view(inputs.x.shape), report.decode())
 
 
 class Errors(NamedTuple):
     y: float  # relative, against float64
-    rounding: float  # of the float64 answer to the 16-bit type
+    rounding: float  # of the float64 answer to bfloat16
     branch: float  # of y - x, without what rounding y costs
 
 
 def errors(answer: Answer, call: Call, inputs: Inputs) -> Errors:
     x = inputs.x.double()
     expected = mixer(x, tuple(p.double() for p in inputs.parameters), call.threshold, call.activation)
-    error, rounding = relative_error(answer.y, expected), relative_error(expected.to(call.dtype), expected)
+    error, rounding = relative_error(answer.y, expected), relative_error(expected.bfloat16(), expected)
     share = float((expected - x).norm() / expected.norm())
     return Errors(error, rounding, max(0.0, error**2 - rounding**2) ** 0.5 / share)
 

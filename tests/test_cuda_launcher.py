@@ -26,6 +26,7 @@ from tests.helpers import (
     Shape,
     assert_forward,
     assert_gradients,
+    assert_rounded,
     call,
     leaf,
     make_case,
@@ -116,13 +117,16 @@ def test_one_launch(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", ["shipped, D=18", "224 pixels, 7x7", "a wide one"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("input_grad", "parameter_grads"), [(True, True), (True, False), (False, True)])
-def test_one_launch_backward(extension: ModuleType, name: str, input_grad: bool, parameter_grads: bool) -> None:
+def test_one_launch_backward(
+    extension: ModuleType, name: str, dtype: torch.dtype, input_grad: bool, parameter_grads: bool
+) -> None:
     """A backward pass is one kernel, and one that adds the partial sums of the parameters' gradients."""
     shape = (SHAPES | MORE_SHAPES)[name]
-    assert path(shape, backward=True) == "one-launch"
+    assert path(shape, dtype, backward=True) == "one-launch"
     extension.clear_plan_cache()
-    case = make_case(shape)
+    case = make_case(shape, dtype)
     tensors = [tensor.cuda() for tensor in case.tensors]
     dy = case.dy.cuda()
     torch.use_deterministic_algorithms(False)
@@ -137,7 +141,13 @@ def test_one_launch_backward(extension: ModuleType, name: str, input_grad: bool,
         for wanted, got, expected in zip(
             (input_grad, *(4 * (parameter_grads,))), gradients, case.gradients, strict=True
         ):
-            assert (relative_error(got, expected) <= GRADIENT_BOUND[torch.float32]) if wanted else got.shape == (0,)
+            if not wanted:
+                assert got.shape == (0,)
+            elif got.dtype == torch.float32:
+                assert relative_error(got, expected) <= GRADIENT_BOUND[torch.float32]
+            else:
+                assert_rounded(got.cpu(), expected)
+        assert [got.dtype for got in gradients] == [dtype, *(4 * [torch.float32])]
 
 
 @pytest.mark.parametrize("name", ["shipped, D=18", "224 pixels, 7x7"])

@@ -182,6 +182,23 @@ def test_the_way_of_a_call(
 
 
 @needs_extension
+@pytest.mark.parametrize(
+    ("dtype", "forward", "backward"),
+    [
+        ("float32", "single_forward_kernel<32, 32, 4>", "single_vjp_kernel<32, 32, 4>"),
+        ("float16", "single_forward_kernel<32, 32, 4>", "single_vjp_kernel<32, 32, 4>"),
+        ("bfloat16", "half_forward_kernel<2, 4, 1>", "single_vjp_kernel<32, 32, 4>"),
+    ],
+)
+def test_the_kernel_of_a_type(dtype: str, forward: str, backward: str) -> None:
+    """Only bfloat16's rounding is as coarse as computing in 16 bits; gradients are computed in float32."""
+    assert native.EXTENSION is not None
+    for kernel, is_backward in ((forward, False), (backward, True)):
+        found = native.EXTENSION.cuda_path(dtype, 4, 32, 32, 8, 16, 16, 90, backward=is_backward)
+        assert (found["path"], found["kernel"]) == ("one-launch", kernel)
+
+
+@needs_extension
 def test_one_launch_can_be_switched_off(cuda: Native, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Built, "one_launch", lambda self: False)
     assert cuda.path(spec(32), False) == ("planned", "one launch is switched off by set_one_launch")

@@ -1,4 +1,4 @@
-"""The one-launch float32 kernel on the host emulator (tests/cuda_host/emulator.h) against float64."""
+"""The one-launch kernel that computes in float32 on the host emulator (tests/cuda_host/emulator.h) against float64."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from affnet_kernels.activations import ACTIVATIONS
 from affnet_kernels.backends import reference
-from tests.helpers import FORWARD_BOUND, THRESHOLD, Case, Shape, branch_error, make_inputs, relative_error
+from tests.helpers import FORWARD_BOUND, THRESHOLD, Case, Shape, assert_forward, make_inputs, relative_error
 from tests.test_cuda_emulated import CLEAN, HOST, ROOT, mutated, pointer
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -49,6 +50,7 @@ class Arguments(ctypes.Structure):
         ("strides", Strides),
         ("threshold", ctypes.c_float),
         ("activation", ctypes.c_int),
+        ("element", ctypes.c_int),
     ]
 
 
@@ -80,7 +82,7 @@ def build(source: Path, target: Path, level: str = "-O1", instances: str = "") -
 
 
 class Answer(NamedTuple):
-    y: np.ndarray
+    y: Tensor
     report: str
     plan: Plan
 
@@ -97,7 +99,8 @@ def emulate(
     library: ctypes.CDLL, case: Case, ctas_per_block: int = 1, images: int = 0, count_banks: bool = False
 ) -> Answer:
     """The forward pass, by fewer CTAs than the plan has and, if asked for, other images per CTA."""
-    x, w1, b1, w2, b2 = (np.ascontiguousarray(tensor.float().numpy()) for tensor in case.tensors)
+    x, y = case.tensors[0].contiguous(), torch.full_like(case.tensors[0], np.nan)
+    w1, b1, w2, b2 = (np.ascontiguousarray(tensor.numpy()) for tensor in case.tensors[1:])
     B, C, H, W = x.shape
     K, D = w1.shape[1:3]
     plan = plan_of(library, Shape(B, C, H, W, K))
@@ -107,23 +110,27 @@ def emulate(
         plan.shared_bytes = weights + (plan.shared_bytes - weights) // plan.images * images
         plan.images = images
     plan.ctas_per_block = ctas_per_block or plan.ctas_per_block
-    y = np.full_like(x, np.nan)
     arguments = Arguments(
-        *(pointer(array) for array in (x, y, w1, b1, w2, b2)),
+        *(x.data_ptr(), y.data_ptr()),
+        *(pointer(array) for array in (w1, b1, w2, b2)),
         *(B, plan.ctas_per_block, K, D, H, W, plan.images, plan.strides, case.sparsity_threshold),
         ACTIVATIONS_IN_CPP.index(case.activation),
+        ELEMENTS.index(x.dtype),
     )
     report = library.run_single(ctypes.byref(arguments), ctypes.byref(plan), ctypes.c_bool(count_banks))
     return Answer(y, report.decode(), plan)
 
 
 ACTIVATIONS_IN_CPP = ("relu", "silu", "gelu", "tanh", "identity")
+ELEMENTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # affnet::Element
 
 
-def make_case(shape: Shape, activation: str = "relu", factor: float = 1.0, seed: int = 0) -> Case:
+def make_case(
+    shape: Shape, activation: str = "relu", factor: float = 1.0, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Case:
     """A call and its float64 answer; x of scale `factor`."""
     x, *parameters = make_inputs(shape, seed=seed)
-    x = x * factor
+    x = (x * factor).to(dtype)
     wide = [tensor.double() for tensor in (x, *parameters)]
     y = reference.mixer(wide[0], tuple(wide[1:]), THRESHOLD, activation)
     return Case((x, *parameters), x, y, (), THRESHOLD, activation)
@@ -131,7 +138,7 @@ def make_case(shape: Shape, activation: str = "relu", factor: float = 1.0, seed:
 
 def assert_right(answer: Answer, case: Case) -> None:
     assert answer.report.startswith(CLEAN), answer.report
-    assert branch_error(torch.from_numpy(answer.y), case) <= FORWARD_BOUND[torch.float32]
+    assert_forward(answer.y, case)
 
 
 def is_right(answer: Answer, case: Case) -> bool:
@@ -191,6 +198,42 @@ def test_activation(kernels: ctypes.CDLL, shape: Shape, activation: str) -> None
     assert_right(emulate(kernels, case), case)
 
 
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(
+    "shape",
+    [Shape(2, 18, 8, 8, 1), Shape(1, 16, 32, 32, 1), Shape(3, 2 * 13, 7, 10, 2), Shape(1, 11, 40, 7, 1)],
+    ids=name_of,
+)
+def test_a_16_bit_type_is_rounded_once(kernels: ctypes.CDLL, shape: Shape, dtype: torch.dtype) -> None:
+    """Its error is that of rounding y, to a hundredth; odd planes too, where every second column is misaligned."""
+    for activation in ("relu", "silu"):
+        case = make_case(shape, activation, dtype=dtype)
+        answer = emulate(kernels, case)
+        assert_right(answer, case)
+        rounding = relative_error(case.y.to(dtype), case.y)
+        assert relative_error(answer.y, case.y) <= 1.01 * rounding
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_what_a_16_bit_type_cannot_hold(kernels: ctypes.CDLL, dtype: torch.dtype) -> None:
+    """Spectra beyond float16's range are right; y is infinite where rounding it is; a NaN stays in its image."""
+    case = make_case(Shape(2, 13, 8, 8, 1), factor=1.5e4, dtype=dtype)
+    answer = emulate(kernels, case)
+    assert answer.report.startswith(CLEAN), answer.report
+    expected = case.y.to(dtype)
+    assert torch.equal(answer.y.isinf(), expected.isinf())
+    assert expected.isinf().any() == (dtype == torch.float16)
+    finite = expected.isfinite()
+    assert relative_error(answer.y[finite], case.y[finite]) <= 1.01 * relative_error(expected[finite], case.y[finite])
+    case.tensors[0][0, 3, 2, 5] = np.nan
+    y = emulate(kernels, case).y
+    assert y[0].isnan().all()
+    assert torch.equal(y[1], answer.y[1])
+
+
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 @pytest.mark.parametrize("factor", [1e-4, 1e4])
 def test_range(kernels: ctypes.CDLL, factor: float, activation: str) -> None:
@@ -202,7 +245,7 @@ def test_range(kernels: ctypes.CDLL, factor: float, activation: str) -> None:
         case = make_case(shape, activation, factor)
         answer = emulate(kernels, case)
         assert answer.report.startswith(CLEAN), answer.report
-        assert relative_error(torch.from_numpy(answer.y), case.y) <= FORWARD_BOUND[torch.float32]
+        assert relative_error(answer.y, case.y) <= FORWARD_BOUND[torch.float32]
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 4])
@@ -213,7 +256,7 @@ def test_the_grid_does_not_change_a_bit(kernels: ctypes.CDLL, images: int) -> No
     for ctas_per_block in (1, 2, 7):
         answer = emulate(kernels, case, ctas_per_block, images)
         assert_right(answer, case)
-        assert np.array_equal(answer.y, expected)
+        assert torch.equal(answer.y, expected)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -223,9 +266,9 @@ def test_what_is_not_finite_stays_in_its_image_and_block(kernels: ctypes.CDLL, v
     x = case.tensors[0].clone()
     x[0, 3, 2, 5] = value
     y = emulate(kernels, case._replace(tensors=(x, *case.tensors[1:]))).y
-    assert np.isnan(y[0, :13]).all()
-    assert np.array_equal(y[0, 13:], emulate(kernels, case).y[0, 13:])
-    assert np.array_equal(y[1:], emulate(kernels, case).y[1:])
+    assert y[0, :13].isnan().all()
+    assert torch.equal(y[0, 13:], emulate(kernels, case).y[0, 13:])
+    assert torch.equal(y[1:], emulate(kernels, case).y[1:])
 
 
 @pytest.mark.parametrize("shape", SHIPPED_SHAPES, ids=name_of)
@@ -300,13 +343,25 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {  # what, text, replaced by
     "a product of three left out": ("      mma_tf32(sum[m], in[m][q].hi, w[q].part.lo);\n", "", "single_map.cuh"),
     "sign of a weight's imaginary part": ("g % 2 == 0 ? -im : re", "g % 2 == 0 ? im : re", "single_map.cuh"),
     "the next images": ("ctas_per_block * a.images", "ctas_per_block * a.images + 1", "single_forward.cuh"),
+    "the type of float16": ("first_of<Half::kFloat16>(x)", "first_of<Half::kBfloat16>(x)", "single_columns.cuh"),
+    "the type of bfloat16": (
+        "return store_half_column<Half::kBfloat16>",
+        "return store_half_column<Half::kFloat16>",
+        "single_columns.cuh",
+    ),
+    "the halves of a pair": ("(v[h].im, v[h].re);", "(v[h].re, v[h].im);", "single_columns.cuh"),
     "a NaN lost by ReLU": ("return a > b || a != a ? a : b; }", "return a > b ? a : b; }", "../device_math.h"),
 }
 
 
 # Three quads, whose last one has two planes; four quads, a plane too few for them, an odd height, and a batch that
 # is no multiple of the images of a CTA.
-MUTATION_CASES = (make_case(Shape(1, 10, 20, 8, 1)), make_case(Shape(5, 13, 7, 10, 1), "silu"))
+MUTATION_CASES = (
+    make_case(Shape(1, 10, 20, 8, 1)),
+    make_case(Shape(5, 13, 7, 10, 1), "silu"),
+    make_case(Shape(1, 10, 20, 8, 1), dtype=torch.float16),
+    make_case(Shape(1, 10, 20, 8, 1), dtype=torch.bfloat16),
+)
 
 
 @pytest.mark.parametrize("what", MUTATIONS)
@@ -321,4 +376,4 @@ def loses_a_nan(library: ctypes.CDLL) -> bool:
     x = MUTATION_CASES[0].tensors[0].clone()
     x[0, 0, 0, 0] = np.nan
     case = MUTATION_CASES[0]._replace(tensors=(x, *MUTATION_CASES[0].tensors[1:]))
-    return not bool(np.isnan(emulate(library, case).y).all())
+    return not bool(emulate(library, case).y.isnan().all())

@@ -1,4 +1,4 @@
-"""The one-launch float32 backward kernel on the host emulator against the five float64 gradients."""
+"""The one-launch backward kernel on the host emulator against the five float64 gradients."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from affnet_kernels.activations import ACTIVATIONS
-from tests.helpers import GRADIENT_BOUND, PARAMETERS, Case, Shape, make_case, relative_error
+from tests.helpers import Case, Shape, assert_gradients, make_case, relative_error
 from tests.test_cuda_emulated import CLEAN, HOST, ROOT, mutated, pointer
-from tests.test_cuda_single import ACTIVATIONS_IN_CPP, SHIPPED, Arguments, Plan, name_of, plan_of
+from tests.test_cuda_single import ACTIVATIONS_IN_CPP, ELEMENTS, HALVES, SHIPPED, Arguments, Plan, name_of, plan_of
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -53,7 +54,7 @@ def build(source: Path, target: Path, level: str = "-O1", instances: str = "") -
 
 
 class Answer(NamedTuple):
-    gradients: tuple[np.ndarray, ...]  # of x, w1, b1, w2, b2
+    gradients: tuple[Tensor, ...]  # of x, w1, b1, w2, b2
     report: str
     plan: Plan
 
@@ -67,41 +68,36 @@ def emulate(
     count_banks: bool = False,
 ) -> Answer:
     """The backward pass and the sum of its partial sums, by fewer CTAs than the plan has."""
-    x, w1, b1, w2, b2 = (np.ascontiguousarray(tensor.float().numpy()) for tensor in case.tensors)
-    dy = np.ascontiguousarray(case.dy.float().numpy())
+    tensors = [tensor.contiguous() for tensor in case.tensors]
+    x, w1, b1, w2, b2 = tensors
     B, C, H, W = x.shape
     K, D = w1.shape[1:3]
     plan = plan_of(library, Shape(B, C, H, W, K))
     assert plan.instance >= 0
     plan.ctas_per_block = ctas_per_block or plan.ctas_per_block
-    gradients = [np.full_like(array, np.nan) for array in (x, w1, b1, w2, b2)]
+    gradients = [torch.full_like(tensor, np.nan) for tensor in tensors]
     partials = np.full((K, plan.ctas_per_block, 4 * D * D + 4 * D), np.nan, np.float32)
     call = Arguments(
-        *(pointer(array) for array in (x, gradients[0], w1, b1, w2, b2)),
+        *(tensor.data_ptr() for tensor in (x, gradients[0], w1, b1, w2, b2)),
         *(B, plan.ctas_per_block, K, D, H, W, plan.images, plan.strides, case.sparsity_threshold),
         ACTIVATIONS_IN_CPP.index(case.activation),
+        ELEMENTS.index(x.dtype),
     )
-    arguments = VjpArguments(call, pointer(dy), pointer(partials if parameter_grads else None), input_grad)
+    arguments = VjpArguments(
+        call, case.dy.contiguous().data_ptr(), pointer(partials if parameter_grads else None), input_grad
+    )
     report = library.run_single_backward(
         ctypes.byref(arguments),
         ctypes.byref(plan),
         ctypes.c_bool(count_banks),
-        *(pointer(gradient) for gradient in gradients[1:]),
+        *(ctypes.c_void_p(gradient.data_ptr()) for gradient in gradients[1:]),
     )
     return Answer(tuple(gradients), report.decode(), plan)
 
 
-def errors(answer: Answer, case: Case) -> dict[str, float]:
-    return {
-        name: relative_error(torch.from_numpy(got), expected)
-        for name, got, expected in zip(("x", *PARAMETERS), answer.gradients, case.gradients, strict=True)
-    }
-
-
 def assert_right(answer: Answer, case: Case) -> None:
     assert answer.report.startswith(CLEAN), answer.report
-    for name, error in errors(answer, case).items():
-        assert error <= GRADIENT_BOUND[torch.float32], (name, error)
+    assert_gradients(answer.gradients, case)
 
 
 def is_right(answer: Answer, case: Case) -> bool:
@@ -158,6 +154,23 @@ def test_activation(kernels: ctypes.CDLL, activation: str) -> None:
     assert_right(emulate(kernels, case), case)
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(
+    "shape",
+    [Shape(2, 16, 32, 32, 1), Shape(3, 32, 16, 16, 1), Shape(3, 2 * 13, 7, 10, 2), Shape(2, 18, 8, 8, 1)],
+    ids=name_of,
+)
+def test_a_16_bit_type_is_rounded_once(kernels: ctypes.CDLL, shape: Shape, dtype: torch.dtype) -> None:
+    """x, dy and dx have it: dx has the error of rounding it, to a hundredth, the parameters' gradients float32's."""
+    for activation in ("relu", "silu"):
+        case = make_case(shape, dtype, activation)
+        answer = emulate(kernels, case)
+        assert_right(answer, case)
+        assert [gradient.dtype for gradient in answer.gradients] == [dtype, *(4 * [torch.float32])]
+        rounding = relative_error(case.gradients[0].to(dtype), case.gradients[0])
+        assert relative_error(answer.gradients[0], case.gradients[0]) <= 1.01 * rounding
+
+
 @pytest.mark.parametrize("ctas_per_block", [1, 2, 0])
 def test_partial_sums(kernels: ctypes.CDLL, ctas_per_block: int) -> None:
     """Several CTAs of a block, several images each; the same bits at every run, and dx whatever their number is."""
@@ -165,8 +178,8 @@ def test_partial_sums(kernels: ctypes.CDLL, ctas_per_block: int) -> None:
     answer, again = emulate(kernels, case, ctas_per_block), emulate(kernels, case, ctas_per_block)
     assert_right(answer, case)
     for one, other in zip(answer.gradients, again.gradients, strict=True):
-        assert np.array_equal(one, other)
-    assert np.array_equal(answer.gradients[0], emulate(kernels, case, 1).gradients[0])
+        assert torch.equal(one, other)
+    assert torch.equal(answer.gradients[0], emulate(kernels, case, 1).gradients[0])
 
 
 @pytest.mark.parametrize("D", [13, 18])
@@ -178,10 +191,10 @@ def test_groups_of_gradients(kernels: ctypes.CDLL, D: int) -> None:
     for answer in (without_input, without_parameters):
         assert answer.report.startswith(CLEAN), answer.report
     for got, expected in zip(without_input.gradients[1:], both.gradients[1:], strict=True):
-        assert np.array_equal(got, expected)
-    assert np.array_equal(without_parameters.gradients[0], both.gradients[0])
-    assert np.isnan(without_input.gradients[0]).all()
-    assert all(np.isnan(gradient).all() for gradient in without_parameters.gradients[1:])
+        assert torch.equal(got, expected)
+    assert torch.equal(without_parameters.gradients[0], both.gradients[0])
+    assert without_input.gradients[0].isnan().all()
+    assert all(gradient.isnan().all() for gradient in without_parameters.gradients[1:])
 
 
 def test_bank_conflicts(kernels: ctypes.CDLL) -> None:
@@ -262,6 +275,12 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {  # what, text, replaced by
         "",
         "single_vjp_map.cuh",
     ),
+    "the type of bfloat16": (
+        "return store_half_column<Half::kBfloat16>",
+        "return store_half_column<Half::kFloat16>",
+        "single_columns.cuh",
+    ),
+    "the type of float16": ("first_of<Half::kFloat16>(x)", "first_of<Half::kBfloat16>(x)", "single_columns.cuh"),
     "planes of dy are not cleared": ("  clear_missing_planes(g);\n", "", "single_backward.cuh"),
 }
 # Three quads and an odd height; four quads, a plane too few for them, and an image too few for a CTA.
@@ -274,7 +293,7 @@ def test_a_mutation_is_caught(tmp_path: Path, what: str) -> None:
     old, new, file = MUTATIONS[what]
     source = mutated(tmp_path, old, new, f"fused/{file}")
     library = build(source, tmp_path / "backward.so", "-O0", "{8,7,3},{0,0,4}")
-    cases = [make_case(shape) for shape in MUTATION_SHAPES]
+    cases = [*map(make_case, MUTATION_SHAPES), *(make_case(MUTATION_SHAPES[0], dtype) for dtype in HALVES)]
     alone = [{"input_grad": False}, {"parameter_grads": False}]  # some barriers matter only if one group is wanted
     assert not all(
         is_right(emulate(library, case), case)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
+
 from affnet_kernels.backends.triton.launch_table import MAX_CHANNELS, MAX_SIZE
-from affnet_kernels.spec import MixerSpec
+from affnet_kernels.spec import DTYPES, MixerSpec
 
 
 class Preference(NamedTuple):
@@ -19,14 +21,13 @@ class Preference(NamedTuple):
     device: str  # type
     size: float  # H and W up to
     channels: float  # D and Dh up to
-    bits: tuple[int, ...]  # of a number of x
+    dtypes: tuple[torch.dtype, ...]  # of x
     order: tuple[str, ...]  # of kernels
     basis: str  # "measured on <device>", or "predicted"
     why: str
 
 
-ANY = (16, 32, 64)
-PADDED_SIZE = 10  # of maps that one launch in 16 bits pads to more than twice their area
+PADDED_SIZE = 10  # of maps that one launch in bfloat16 pads to more than twice their area
 NARROW = 24  # channels of a block, up to which the mask's products take less time than the transforms
 
 PREFERENCES = (
@@ -34,7 +35,7 @@ PREFERENCES = (
         "cuda",
         PADDED_SIZE,
         MAX_CHANNELS,
-        (16,),
+        (torch.bfloat16,),
         ("triton", "one-launch", "planned"),
         "predicted",
         "Triton's kernel takes several small maps at a time, where one launch in CUDA C++ pads each to 16 x 16",
@@ -43,7 +44,7 @@ PREFERENCES = (
         "cuda",
         MAX_SIZE,
         NARROW,
-        ANY,
+        DTYPES,
         ("one-launch", "triton", "planned"),
         "predicted",
         "one launch reads x and writes y once, and cuFFT moves five times as much; Triton pads to powers of two",
@@ -52,7 +53,7 @@ PREFERENCES = (
         "cuda",
         MAX_SIZE,
         MAX_CHANNELS,
-        (16,),
+        (torch.bfloat16,),
         ("one-launch", "triton", "planned"),
         "predicted",
         "as for narrower blocks: half precision leaves the tensor cores time for wide ones",
@@ -61,16 +62,16 @@ PREFERENCES = (
         "cuda",
         MAX_SIZE,
         MAX_CHANNELS,
-        ANY,
+        DTYPES,
         ("triton", "one-launch", "planned"),
         "predicted",
-        "the products of wide float32 blocks, three in TF32 for each, keep one launch busy for as long as Triton's",
+        "the products of wide blocks in float32, three in TF32 for each, keep one launch busy for as long as Triton's",
     ),
     Preference(
         "cuda",
         math.inf,
         math.inf,
-        ANY,
+        DTYPES,
         ("one-launch", "planned", "triton"),
         "predicted",
         "Triton's kernels are not for this size",
@@ -79,13 +80,13 @@ PREFERENCES = (
         "cpu",
         math.inf,
         math.inf,
-        ANY,
+        DTYPES,
         ("cpu",),
         "measured on AMD EPYC (Zen 4)",
         "one pass over each tile while the caches hold it is faster than eager PyTorch at every size measured",
     ),
 )
-NO_PREFERENCE = Preference("any", math.inf, math.inf, ANY, (), "none", "no other backend runs on this device")
+NO_PREFERENCE = Preference("any", math.inf, math.inf, DTYPES, (), "none", "no other backend runs on this device")
 
 
 def preference(
@@ -93,7 +94,7 @@ def preference(
 ) -> Preference:
     """The row for `spec`."""
     size, channels = max(spec.height, spec.width), max(spec.block_size, spec.hidden_size)
-    rows = (row for row in PREFERENCES if row.device == spec.device.type and 8 * spec.dtype.itemsize in row.bits)
+    rows = (row for row in PREFERENCES if row.device == spec.device.type and spec.dtype in row.dtypes)
     return next((row for row in rows if size <= row.size and channels <= row.channels), NO_PREFERENCE)
 
 

@@ -106,13 +106,13 @@ class Graph:
         return set.union(*(set.intersection(*(self.dominators[i] for i in group)) for group in groups))
 
     def _excluded(self, block: Block) -> bool:
-        """Whether it never runs: most of it is rare or another activation's, and nothing the wanted one's.
+        """Whether it never runs: half of it is rare, or most another activation's and nothing the wanted one's.
 
-        The compiler moves single instructions of a region to where others need them too, hence "most", and not of a
-        block of a few; and what it has predicated instead of jumping over it runs.
+        The compiler moves single instructions of a region to where others need them too, hence "half" and "most", and
+        not of a block of a few; and what it has predicated instead of jumping over it runs.
         """
         regions = self._regions_of(block)
-        if 2 * regions["rare"] > len(block.instructions):
+        if 2 * regions["rare"] >= len(block.instructions):
             return True
         other = sum(regions.values()) if self._activation else 0
         return self._activation not in regions and other >= FEW and 2 * other > len(block.instructions)

@@ -105,7 +105,7 @@ def plan(shape: Shape, arch: int, batch: int = BATCH) -> dict[str, Any]:
 
 def trips(shape: Shape, launch: Mapping[str, Any]) -> dict[str, float]:
     """How often a warp runs each loop of the kernel, on the mean over the warps of a CTA."""
-    return (_trips_single if shape.dtype == "float32" else _trips_half)(shape, launch)
+    return (_trips_single if launch["kernel"].startswith("single") else _trips_half)(shape, launch)
 
 
 def _trips_single(shape: Shape, launch: Mapping[str, Any]) -> dict[str, float]:
@@ -143,12 +143,11 @@ def _trips_half(shape: Shape, launch: Mapping[str, Any]) -> dict[str, float]:
 
 
 def compile_kernels(names: Iterable[str], arch: int) -> dict[str, tuple[Usage, list[Block]]]:
-    """Usage and code of kernels, given and found by names such as `half_forward_kernel<1, 2, 4, 1>`."""
+    """Usage and code of kernels, given and found by names such as `half_forward_kernel<2, 4, 1>`."""
     lines = ['#include "cuda/fused/half_forward.cuh"', '#include "cuda/fused/single_forward.cuh"', "namespace affnet {"]
     for name in sorted(set(names)):
         arguments = "HalfArguments" if name.startswith("half") else "SingleArguments"
-        full = re.sub(r"^half_forward_kernel<(\d)", r"half_forward_kernel<static_cast<Half>(\1)", name)
-        lines.append(f"template __global__ void {full}({arguments});")
+        lines.append(f"template __global__ void {name}({arguments});")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernels.cu"
         source.write_text("\n".join([*lines, "}  // namespace affnet", ""]))
@@ -158,11 +157,11 @@ def compile_kernels(names: Iterable[str], arch: int) -> dict[str, tuple[Usage, l
 
 
 def template_name(mangled: str) -> str:
-    """`single_forward_kernel<32, 32, 4>` of a mangled name; enumerators are numbers."""
-    found = re.search(r"\d+([a-z_]+_kernel)I((?:L.+?E)+)Ev", mangled)
+    """`single_forward_kernel<32, 32, 4>` of a mangled name."""
+    found = re.search(r"\d+([a-z_]+_kernel)I((?:L[a-z]\d+E)+)EEv", mangled)
     if found is None:
         raise ValueError(f"one_launch: expected the name of a kernel, got {mangled}")
-    arguments = re.findall(r"L(?:[a-z]|NS_.*?E)(\d+)E", found[2])
+    arguments = re.findall(r"\d+", found[2])
     return f"{found[1]}<{', '.join(arguments)}>"
 
 

@@ -33,7 +33,8 @@ def _single(kernels: dict[Shape, str], folder: Path) -> dict[Shape, float]:
     library = single.build(single.HOST.parents[1] / "csrc", folder / "single.so", "-O1", instances)
     found = {}
     for shape in kernels:
-        case = single.make_case(Call(1, shape.channels, shape.size, shape.size, 1), "silu")
+        call, dtype = Call(1, shape.channels, shape.size, shape.size, 1), getattr(torch, shape.dtype)
+        case = single.make_case(call, "silu", dtype=dtype)
         found[shape] = _ratio(single.emulate(library, case, count_banks=True).report)
     return found
 
@@ -45,17 +46,16 @@ def _half(kernels: dict[Shape, str], folder: Path) -> dict[Shape, float]:
 
     if not kernels:
         return {}
-    quads = ", ".join(str(q) for q in sorted({int(re.findall(r"\d+", name)[2]) for name in kernels.values()}))
+    quads = ", ".join(str(q) for q in sorted({int(re.findall(r"\d+", name)[1]) for name in kernels.values()}))
     library = _half_library(folder / "half.so", quads)
     found = {}
     for shape in kernels:
         N, D = shape.size, shape.channels
-        dtype = getattr(torch, shape.dtype)
-        x, *parameters = make_inputs(Call(1, D, N, N, 1), dtype)
+        x, *parameters = make_inputs(Call(1, D, N, N, 1), torch.bfloat16)
         y = torch.empty_like(x)
         facts = (ctypes.c_int64 * 8)(1, N, N, 1, D, D, 16, single.SHARED_BYTES)
         tensors = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, y, *parameters))
-        options = ctypes.c_float(0.01), library.half_activation(b"silu"), dtype == torch.bfloat16, ctypes.c_int64(1)
+        options = ctypes.c_float(0.01), library.half_activation(b"silu"), ctypes.c_int64(1)
         report = library.half_forward(facts, *tensors, *options, True)
         found[shape] = _ratio(report.decode())
     return found

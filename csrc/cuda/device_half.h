@@ -102,16 +102,11 @@ AFFNET_DEVICE uint32_t multiply_complex(uint32_t a, uint32_t b) {
   return product;
 }
 
-// The larger magnitudes of two pairs. The signs of the result mean nothing, and a NaN may be passed over.
-template <Half kFormat>
+// The larger magnitudes of two pairs of bfloat16. The signs of the result mean nothing, and a NaN may be passed over.
 AFFNET_DEVICE uint32_t larger_magnitudes(uint32_t a, uint32_t b) {
   uint32_t larger;
 #if __CUDA_ARCH__ >= 860
-  if constexpr (kFormat == Half::kFloat16) {
-    asm("max.xorsign.abs.f16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
-  } else {
-    asm("max.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
-  }
+  asm("max.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
 #else  // magnitudes compare as integers do
   a &= 0x7fff7fff, b &= 0x7fff7fff;
   larger = __vmaxu2(a, b);

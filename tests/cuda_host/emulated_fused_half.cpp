@@ -1,4 +1,4 @@
-// The one-launch kernel for 16-bit tensors on the host emulator; for tests/test_cuda_fused_half.py. A build may name
+// The one-launch kernel for bfloat16 tensors on the host emulator; for tests/test_cuda_fused_half.py. A build may name
 // the instances that it compiles: -DAFFNET_HALF_INSTANCES="X(1, 4) X(2, 3)", tiles and quads.
 #include <cstring>
 
@@ -12,23 +12,17 @@ constexpr auto kTable = make_dft_table();
 
 #ifdef AFFNET_FEW_INSTANCES  // what the tests of mutations need
 
-HalfKernel kernel_of(const HalfPlan& plan, Half) {
-  return plan.whole ? half_forward_kernel<Half::kBfloat16, 1, 4, true>
-                    : half_forward_kernel<Half::kBfloat16, 2, 4, false>;
+HalfKernel kernel_of(const HalfPlan& plan) {
+  return plan.whole ? half_forward_kernel<1, 4, true> : half_forward_kernel<2, 4, false>;
 }
 
 #else
 
-template <Half kFormat>
 HalfKernel kernel_of(const HalfPlan& plan) {
-  return plan.tiles == 1   ? half_kernel_of<kFormat, 1>(plan)
-         : plan.tiles == 2 ? half_kernel_of<kFormat, 2>(plan)
-                           : half_kernel_of<kFormat, 3>(plan);
-}
-
-HalfKernel kernel_of(const HalfPlan& plan, Half format) {
-  if (plan.tiles == 0) return nullptr;
-  return format == Half::kBfloat16 ? kernel_of<Half::kBfloat16>(plan) : kernel_of<Half::kFloat16>(plan);
+  return plan.tiles == 0   ? nullptr
+         : plan.tiles == 1 ? half_kernel_of<1>(plan)
+         : plan.tiles == 2 ? half_kernel_of<2>(plan)
+                           : half_kernel_of<3>(plan);
 }
 
 #endif
@@ -51,14 +45,13 @@ int half_activation(const char* name) {
 // Runs a call as its plan says, with so many CTAs if that is not 0.
 const char* half_forward(const affnet::HalfFacts* facts, const uint16_t* x, uint16_t* y, const float* w1,
                          const float* b1, const float* w2, const float* b2, float threshold, int activation,
-                         bool bfloat16, int64_t ctas, bool count_banks) {
-  using affnet::Half;
+                         int64_t ctas, bool count_banks) {
   const affnet::HalfPlan plan = affnet::plan_half(*facts);
   affnet::HalfArguments a{.x = x, .y = y, .w1 = w1, .b1 = b1, .w2 = w2, .b2 = b2};
   a.threshold = threshold;
   a.activation = static_cast<affnet::Activation>(activation);
   affnet::set_half_shape(a, *facts, plan, affnet::kTable.data());
-  const auto kernel = affnet::kernel_of(plan, bfloat16 ? Half::kBfloat16 : Half::kFloat16);
+  const auto kernel = affnet::kernel_of(plan);
   if (kernel == nullptr) return "no instance";
   affnet::emulator::Report report;
   const size_t elements = facts->B * facts->K * facts->D * facts->H * facts->W;

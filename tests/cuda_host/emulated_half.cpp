@@ -136,7 +136,7 @@ void run_pairs(int function, const uint32_t* a, const uint32_t* b, uint32_t* res
         result[i] = fma_pairs(a[i], b[i], a[i]);
         break;
       case 4:
-        result[i] = larger_magnitudes<Half::kFloat16>(a[i], b[i]) & 0x7fff7fff;
+        result[i] = larger_magnitudes(a[i], b[i]) & 0x7fff7fff;
         break;
       case 5:
         result[i] = pack<Half::kFloat16>(float_of(a[i]), float_of(b[i]));

@@ -99,8 +99,7 @@ inline uint32_t multiply_complex(uint32_t a, uint32_t b) {
   return fma_pairs(im, rotated, multiply_pairs(re, b));
 }
 
-template <Half kFormat>
-uint32_t larger_magnitudes(uint32_t a, uint32_t b) {
+inline uint32_t larger_magnitudes(uint32_t a, uint32_t b) {
   const uint32_t low = std::max(a & 0x7fff, b & 0x7fff), high = std::max(a & 0x7fff0000, b & 0x7fff0000);
   return low | high | ((a ^ b) & 0x80008000);
 }

@@ -20,6 +20,8 @@ void plan_single(int64_t B, int64_t H, int64_t W, int64_t K, int64_t D, int64_t 
 
 const char* run_single(const affnet::SingleArguments* a, const affnet::SinglePlan* plan, bool count_banks) {
   affnet::emulator::Report report;
+  const size_t bytes = a->B * a->K * a->D * a->H * a->W * (a->element == affnet::Element::kFloat32 ? 4 : 2);
+  report.global = {{a->x, bytes}, {a->y, bytes}};
   const affnet::SingleKernel kernel = affnet::single_kernel(*plan);
   affnet::emulator::launch(
       plan->grid(a->K), plan->threads, plan->shared_bytes, report, [&] { kernel(*a); }, count_banks);

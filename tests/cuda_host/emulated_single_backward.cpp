@@ -15,6 +15,9 @@ const char* run_single_backward(const affnet::SingleVjpArguments* a, const affne
                                 float* dw1, float* db1, float* dw2, float* db2) {
   using namespace affnet;
   emulator::Report report;
+  const SingleArguments& call = a->call;
+  const size_t bytes = call.B * call.K * call.D * call.H * call.W * (call.element == Element::kFloat32 ? 4 : 2);
+  report.global = {{call.x, bytes}, {call.y, bytes}, {a->dy, bytes}};
   const SingleVjpKernel kernel = single_backward_between<0, 40>(plan->instance);
   emulator::launch(plan->grid(a->call.K), plan->threads, plan->shared_bytes, report, [&] { kernel(*a); }, count_banks);
   if (a->partials == nullptr) return emulator::summary(report);

@@ -85,22 +85,21 @@ void add_plane_kernels(const std::string& types) {
   add("store_kernel<" + types + ">", &store_kernel<S, T>);
 }
 
-template <Half kFormat, int kTiles, bool kWhole, int... kQuads>
+template <int kTiles, bool kWhole, int... kQuads>
 void add_half_kernels(std::integer_sequence<int, kQuads...>) {
   const auto name = [](int quads) {
-    return "half_forward_kernel<(affnet::Half)" + std::to_string(static_cast<int>(kFormat)) + ", " +
-           std::to_string(kTiles) + ", " + std::to_string(quads) + ", " + (kWhole ? "true" : "false") + ">";
+    return "half_forward_kernel<" + std::to_string(kTiles) + ", " + std::to_string(quads) + ", " +
+           (kWhole ? "true" : "false") + ">";
   };
-  (add(name(kQuads), half_forward_kernel<kFormat, kTiles, kQuads, kWhole>), ...);
+  (add(name(kQuads), half_forward_kernel<kTiles, kQuads, kWhole>), ...);
 }
 
-template <Half kFormat>
 void add_half_kernels() {
-  add_half_kernels<kFormat, 1, true>(HalfQuads<1>{});
-  add_half_kernels<kFormat, 1, false>(HalfQuads<1>{});
-  add_half_kernels<kFormat, 2, true>(HalfQuads<2>{});
-  add_half_kernels<kFormat, 2, false>(HalfQuads<2>{});
-  add_half_kernels<kFormat, 3, false>(HalfQuads<3>{});
+  add_half_kernels<1, true>(HalfQuads<1>{});
+  add_half_kernels<1, false>(HalfQuads<1>{});
+  add_half_kernels<2, true>(HalfQuads<2>{});
+  add_half_kernels<2, false>(HalfQuads<2>{});
+  add_half_kernels<3, false>(HalfQuads<3>{});
 }
 
 template <size_t kIndex>
@@ -115,8 +114,7 @@ void add_single_kernels() {
 }
 
 void add_one_launch_kernels() {
-  add_half_kernels<Half::kFloat16>();
-  add_half_kernels<Half::kBfloat16>();
+  add_half_kernels();
   [&]<size_t... kIndex>(std::index_sequence<kIndex...>) {
     (add_single_kernels<kIndex>(), ...);
   }(std::make_index_sequence<std::size(kSingleInstances)>{});

@@ -19,14 +19,15 @@ using DftLengths = std::integer_sequence<int, 7, 8, 10, 14, 16, 20, 28, 32, 40>;
 
 constexpr int dft_tiles(int length) { return (length + 15) / 16; }
 
-// Which operand a section of the table is. `kLeft` has the order of registers of a left operand, `kRight` that of two
-// right operands. As right operands the sines (not the Nyquist row) have the other sign, which saves that of the
-// complex exponential. The inverse is the transpose of M, times sqrt(2) because an interior frequency stands for two;
-// its right operand also times 2^8, in the middle of the powers of two that float16 numbers can take.
-enum class DftSection { kLeftBfloat16, kLeftBfloat16Rest, kLeftFloat16, kRight, kInverseLeft, kInverseRight };
+// Which operand a section of the table is. `kLeft` has the order of registers of a left operand, in bfloat16 as it
+// meets x, and `kLeftRest` is what bfloat16 leaves of it; the others are float16. `kRight` has the order of two right
+// operands. As right operands the sines (not the Nyquist row) have the other sign, which saves that of the complex
+// exponential. The inverse is the transpose of M, times sqrt(2) because an interior frequency stands for two; its right
+// operand also times 2^8, in the middle of the powers of two that float16 numbers can take.
+enum class DftSection { kLeft, kLeftRest, kRight, kInverseLeft, kInverseRight };
 
 constexpr int kInverseRightExponent = 8;
-constexpr int kDftSections = 6, kDftTileWords = 128;  // a tile: four registers of 32 lanes, lane by lane
+constexpr int kDftSections = 5, kDftTileWords = 128;  // a tile: four registers of 32 lanes, lane by lane
 
 constexpr int dft_words(int length) { return kDftSections * dft_tiles(length) * dft_tiles(length) * kDftTileWords; }
 
@@ -138,14 +139,13 @@ constexpr void fill(std::array<uint32_t, dft_words(kLength)>& words) {
       for (int lane = 0; lane < 32; ++lane) {
         const int g = lane / 4, t = lane % 4;
         for (int q = 0; q < 4; ++q) {
-          uint32_t left[3] = {}, right = 0, inverse_left = 0, inverse_right = 0;
+          uint32_t left[2] = {}, right = 0, inverse_left = 0, inverse_right = 0;
           for (int e = 0; e < 2; ++e) {
             // Forward: rows are frequencies. Registers 1 and 3 of a left operand are its lower eight rows.
             const double a = M.at(i, g + 8 * (q % 2), 16 * c + 2 * t + 8 * (q / 2) + e);
             const double b = M.at(i, g + 8 * (q / 2), 16 * c + 2 * t + 8 * (q % 2) + e);
             left[0] |= uint32_t{bfloat16_bits(a)} << 16 * e;
             left[1] |= uint32_t{bfloat16_bits(bfloat16_rest(a))} << 16 * e;
-            left[2] |= uint32_t{float16_bits(a)} << 16 * e;
             const bool negative = q / 2 == 1 && 8 * i + g > 0;
             right |= uint32_t{float16_bits(negative ? -b : b)} << 16 * e;
             // Inverse: tile (i, c) is the transpose of M's tile (c, i); rows are positions.
@@ -157,9 +157,8 @@ constexpr void fill(std::array<uint32_t, dft_words(kLength)>& words) {
             inverse_right |= uint32_t{float16_bits(inverse_negative ? -scaled : scaled)} << 16 * e;
           }
           const int at = (i * kTiles + c) * kDftTileWords + 4 * lane + q;
-          words[at] = left[0], words[kSection + at] = left[1], words[2 * kSection + at] = left[2];
-          words[3 * kSection + at] = right;
-          words[4 * kSection + at] = inverse_left, words[5 * kSection + at] = inverse_right;
+          words[at] = left[0], words[kSection + at] = left[1], words[2 * kSection + at] = right;
+          words[3 * kSection + at] = inverse_left, words[4 * kSection + at] = inverse_right;
         }
       }
     }

@@ -1,4 +1,4 @@
-// How the one-launch kernel for 16-bit tensors runs a call: its instance, threads, shared memory and grid, as a pure
+// How the one-launch kernel for bfloat16 tensors runs a call: its instance, threads, shared memory and grid, as a pure
 // function of the call's facts. It includes neither torch nor CUDA; the launcher, the emulated kernel and the tests
 // share it.
 //
@@ -24,7 +24,7 @@
 namespace affnet {
 
 struct HalfArguments {
-  const uint16_t* x;                 // [B, K D, H, W], bfloat16 or float16
+  const uint16_t* x;                 // [B, K D, H, W], bfloat16
   uint16_t* y;                       // like x
   const float* w1;                   // [2, K, D, D]
   const float* b1;                   // [2, K, D]

@@ -1,4 +1,4 @@
-// The mixer of 16-bit tensors in one launch, forward: y = irfft2(M X) + x with X = rfft2(x).
+// The mixer of bfloat16 tensors in one launch, forward: y = irfft2(M X) + x with X = rfft2(x).
 //
 // A CTA keeps one block and takes images one after another. A warp owns some of the planes: it loads them, transforms
 // them, and later transforms them back and stores them. Only the map between needs all channels of a frequency, so a
@@ -12,7 +12,7 @@
 
 namespace affnet {
 
-template <Half kFormat, int kTiles, int kQuads>
+template <int kTiles, int kQuads>
 AFFNET_DEVICE void map_image(const HalfArguments& a, const HalfLayout& at, const Guard& guard) {
   if (!guard.fast || (a.activation != Activation::kRelu && a.activation != Activation::kSilu)) {
     map_slots<kTiles, kQuads, Activation::kIdentity, true>(a, at, guard);
@@ -38,7 +38,7 @@ AFFNET_DEVICE void clear_padding(const HalfArguments& a, const HalfLayout& at) {
   clear(at.magnitudes, at.bytes);
 }
 
-template <Half kFormat, int kTiles, int kQuads, bool kWhole>
+template <int kTiles, int kQuads, bool kWhole>
 AFFNET_KERNEL(32 * half_warps(kTiles, kQuads), half_ctas(kTiles, kQuads))
 half_forward_kernel(const HalfArguments a) {
   constexpr int kWarps = half_warps(kTiles, kQuads);
@@ -71,20 +71,20 @@ half_forward_kernel(const HalfArguments a) {
 #pragma unroll 1
   for (; image < a.B; image += groups) {  // trips: images
     {
-      const ForwardConstants<kFormat, kTiles> constants(a);
+      const ForwardConstants<kTiles> constants(a);
       int pending = kTiles == 1 ? 0 : planes - 1;  // small planes are waited for together
       if (kTiles == 1) wait_for_plane(0);
 #pragma unroll 1
       for (int d = warp; d < a.D; d += kWarps, --pending) {  // trips: planes
         if (kTiles > 1) wait_for_plane(pending);
         warp_barrier();
-        const float most = transform_plane<kFormat, kTiles>(constants, place_of(d), d, a.root);
+        const float most = transform_plane<kTiles>(constants, place_of(d), d, a.root);
         if (lane == 0) shared_store(at.magnitudes + static_cast<uint32_t>(4 * d), most);
       }
     }
     barrier();
     const Guard guard(norms, largest_of(at.magnitudes, a.D), a.root, a.spread, a.activation);
-    map_image<kFormat, kTiles, kQuads>(a, at, guard);
+    map_image<kTiles, kQuads>(a, at, guard);
     barrier();
     InverseConstants<kTiles> constants(a);
     uint16_t* const y = a.y + first_of_image(image);
@@ -95,7 +95,7 @@ half_forward_kernel(const HalfArguments a) {
       const uint32_t from = place_of(d);
       const uint32_t to = kWhole ? from : at.staging + static_cast<uint32_t>(warp) * HalfPlanes<kTiles>::kBytes;
       const auto taken_back = shared_load<int>(at.exponents + static_cast<uint32_t>(4 * d));
-      inverse_plane<kFormat, kTiles>(constants, from, to, d, taken_back);
+      inverse_plane<kTiles>(constants, from, to, d, taken_back);
       warp_barrier();
       store_plane<kTiles, kWhole>(a, granules, y + d * plane_elements, to);
       warp_barrier();

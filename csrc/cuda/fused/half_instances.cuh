@@ -6,21 +6,21 @@
 
 namespace affnet {
 
-template <Half kFormat, int kTiles, bool kWhole, int... kQuads>
+template <int kTiles, bool kWhole, int... kQuads>
 HalfKernel half_kernel_of(const HalfPlan& plan, std::integer_sequence<int, kQuads...>) {
   HalfKernel found = nullptr;
-  ((found = plan.quads == kQuads ? half_forward_kernel<kFormat, kTiles, kQuads, kWhole> : found), ...);
+  ((found = plan.quads == kQuads ? half_forward_kernel<kTiles, kQuads, kWhole> : found), ...);
   return found;
 }
 
 // Null if the plan is of other tiles.
-template <Half kFormat, int kTiles>
+template <int kTiles>
 HalfKernel half_kernel_of(const HalfPlan& plan) {
   if (plan.tiles != kTiles) return nullptr;
   if constexpr (kTiles < 3) {
-    if (plan.whole) return half_kernel_of<kFormat, kTiles, true>(plan, HalfQuads<kTiles>{});
+    if (plan.whole) return half_kernel_of<kTiles, true>(plan, HalfQuads<kTiles>{});
   }
-  return half_kernel_of<kFormat, kTiles, false>(plan, HalfQuads<kTiles>{});
+  return half_kernel_of<kTiles, false>(plan, HalfQuads<kTiles>{});
 }
 
 }  // namespace affnet

@@ -1,4 +1,4 @@
-// The one-launch 16-bit kernel's interface to the launcher, without its code.
+// The one-launch bfloat16 kernel's interface to the launcher, without its code.
 #pragma once
 
 #include "../device.h"
@@ -12,15 +12,12 @@ using HalfKernel = void (*)(HalfArguments);
 const uint32_t* dft_table();
 
 // Instances of one or of more tiles, in source files of their own so that they compile beside each other.
-HalfKernel small_bfloat16_kernel(const HalfPlan& plan);
-HalfKernel large_bfloat16_kernel(const HalfPlan& plan);
-HalfKernel small_float16_kernel(const HalfPlan& plan);
-HalfKernel large_float16_kernel(const HalfPlan& plan);
+HalfKernel small_half_kernel(const HalfPlan& plan);
+HalfKernel large_half_kernel(const HalfPlan& plan);
 
 // The kernel of a plan whose tiles are not 0.
-inline HalfKernel half_kernel(const HalfPlan& plan, Half format) {
-  if (format == Half::kBfloat16) return plan.tiles == 1 ? small_bfloat16_kernel(plan) : large_bfloat16_kernel(plan);
-  return plan.tiles == 1 ? small_float16_kernel(plan) : large_float16_kernel(plan);
+inline HalfKernel half_kernel(const HalfPlan& plan) {
+  return plan.tiles == 1 ? small_half_kernel(plan) : large_half_kernel(plan);
 }
 
 }  // namespace affnet

@@ -68,25 +68,23 @@ struct HalfSpectrum {
 };
 
 // The constants of the forward transform that a warp keeps. With three tiles there are registers for the height's only.
-template <Half kFormat, int kTiles>
+template <int kTiles>
 struct ForwardConstants {
-  static constexpr bool kKeep = kTiles < 3, kKeepRest = kKeep && kFormat == Half::kBfloat16;
+  static constexpr bool kKeep = kTiles < 3;
   const HalfArguments& a;
   DftTiles<kTiles> height;
-  DftTiles<kKeep ? kTiles : 1> kept_width;
-  DftTiles<kKeepRest ? kTiles : 1> kept_rest;
+  DftTiles<kKeep ? kTiles : 1> kept_width, kept_rest;
 
   AFFNET_DEVICE explicit ForwardConstants(const HalfArguments& a)
       : a(a),
-        height(a.height_constants, kFormat == Half::kBfloat16 ? DftSection::kLeftBfloat16 : DftSection::kLeftFloat16,
-               a.H),
+        height(a.height_constants, DftSection::kLeft, a.H),
         kept_width(a.width_constants, DftSection::kRight, a.W),
-        kept_rest(a.height_constants, DftSection::kLeftBfloat16Rest, a.H) {}
+        kept_rest(a.height_constants, DftSection::kLeftRest, a.H) {}
 
   // What bfloat16 leaves of tile (i, h).
   AFFNET_DEVICE Words4 rest(int i, int h) const {
-    if constexpr (kKeepRest) return kept_rest.at[i][h];
-    return dft_tile<kTiles>(a.height_constants, DftSection::kLeftBfloat16Rest, a.H, i, h);
+    if constexpr (kKeep) return kept_rest.at[i][h];
+    return dft_tile<kTiles>(a.height_constants, DftSection::kLeftRest, a.H, i, h);
   }
 
   AFFNET_DEVICE Words4 width(int j, int w) const {
@@ -96,13 +94,13 @@ struct ForwardConstants {
 };
 
 // The largest magnitude of a plane, in every lane.
-template <Half kFormat, int kCount>
+template <int kCount>
 AFFNET_DEVICE float largest(const uint32_t (&words)[kCount]) {
   uint32_t pair = 0;
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) pair = larger_magnitudes<kFormat>(pair, words[i]);
+  for (int i = 0; i < kCount; ++i) pair = larger_magnitudes(pair, words[i]);
   const uint32_t low = pair & 0x7fff, high = pair >> 16 & 0x7fff;
-  return first_of<kFormat>(warp_max(low > high ? low : high));
+  return first_of<Half::kBfloat16>(warp_max(low > high ? low : high));
 }
 
 // The lower number of `special` if `use`, and the rest of `general`.
@@ -140,8 +138,8 @@ AFFNET_DEVICE void store_frequencies(const float (&c)[4], const float (&s)[4], i
 }
 
 // From plane d of x in shared memory to its spectrum times 2^e_d. Returns the largest element of the plane.
-template <Half kFormat, int kTiles>
-AFFNET_DEVICE float transform_plane(const ForwardConstants<kFormat, kTiles>& constants, uint32_t x, int d, float root) {
+template <int kTiles>
+AFFNET_DEVICE float transform_plane(const ForwardConstants<kTiles>& constants, uint32_t x, int d, float root) {
   const int lane = thread_index() % 32;
   uint32_t words[kTiles * kTiles * 4];
 #pragma unroll
@@ -154,7 +152,7 @@ AFFNET_DEVICE float transform_plane(const ForwardConstants<kFormat, kTiles>& con
       for (int q = 0; q < 4; ++q) words[(h * kTiles + w) * 4 + q] = m[q];
     }
   }
-  const float most = largest<kFormat>(words);
+  const float most = largest(words);
   float quadrants[kTiles][kTiles][2][4] = {};  // of tile (i, j): cosines, then sines of w
 #pragma unroll
   for (int w = 0; w < kTiles; ++w) {
@@ -166,14 +164,13 @@ AFFNET_DEVICE float transform_plane(const ForwardConstants<kFormat, kTiles>& con
       float rows[2][4] = {};  // rows of frequencies k, columns 16 w to 16 w + 15
 #pragma unroll
       for (int h = 0; h < kTiles; ++h) {
-        Words4 rest;
-        if constexpr (kFormat == Half::kBfloat16) rest = constants.rest(i, h);
+        const Words4 rest = constants.rest(i, h);
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           const uint32_t* word = words + (h * kTiles + w) * 4 + 2 * n;
           const uint32_t b[2] = {word[0], word[1]};
-          if constexpr (kFormat == Half::kBfloat16) mma<kFormat>(rows[n], rest.at, b);
-          mma<kFormat>(rows[n], constants.height.at[i][h].at, b);
+          mma<Half::kBfloat16>(rows[n], rest.at, b);
+          mma<Half::kBfloat16>(rows[n], constants.height.at[i][h].at, b);
         }
       }
       if (Guard::too_large(most, root)) {  // rare
@@ -264,7 +261,7 @@ AFFNET_DEVICE Combinations combine_frequencies(int i, int j, int d) {
 
 // From the masked spectrum of plane d, times 2^-taken_back, to y = its inverse + x, in 16-bit numbers at `y` in shared
 // memory, which may be where x is.
-template <Half kFormat, int kTiles>
+template <int kTiles>
 AFFNET_DEVICE void inverse_plane(InverseConstants<kTiles>& constants, uint32_t x, uint32_t y, int d, int taken_back) {
   const int lane = thread_index() % 32;
   const int by_constants = taken_back < kHalfTakenBack ? taken_back : kHalfTakenBack;
@@ -312,7 +309,7 @@ AFFNET_DEVICE void inverse_plane(InverseConstants<kTiles>& constants, uint32_t x
   }
   // x itself by a product with the identity, whose upper and lower half these are.
   const int g = lane / 4, t = lane % 4;
-  constexpr uint32_t kOne = kFormat == Half::kBfloat16 ? 0x3f80 : 0x3c00;
+  constexpr uint32_t kOne = 0x3f80;
   const uint32_t one = g / 2 == t ? kOne << 16 * (g % 2) : 0;
   const uint32_t identity[2][2] = {{one, 0}, {0, one}};
 #pragma unroll
@@ -323,12 +320,12 @@ AFFNET_DEVICE void inverse_plane(InverseConstants<kTiles>& constants, uint32_t x
       uint32_t m[4];
       load_matrices(m, x + place);
 #pragma unroll
-      for (int n = 0; n < 2; ++n) mma<kFormat>(sums[h][2 * w + n], m, identity[n]);
+      for (int n = 0; n < 2; ++n) mma<Half::kBfloat16>(sums[h][2 * w + n], m, identity[n]);
       const uint32_t result[4] = {
-          pack<kFormat>(sums[h][2 * w][0], sums[h][2 * w][1]),
-          pack<kFormat>(sums[h][2 * w][2], sums[h][2 * w][3]),
-          pack<kFormat>(sums[h][2 * w + 1][0], sums[h][2 * w + 1][1]),
-          pack<kFormat>(sums[h][2 * w + 1][2], sums[h][2 * w + 1][3]),
+          pack<Half::kBfloat16>(sums[h][2 * w][0], sums[h][2 * w][1]),
+          pack<Half::kBfloat16>(sums[h][2 * w][2], sums[h][2 * w][3]),
+          pack<Half::kBfloat16>(sums[h][2 * w + 1][0], sums[h][2 * w + 1][1]),
+          pack<Half::kBfloat16>(sums[h][2 * w + 1][2], sums[h][2 * w + 1][3]),
       };
       store_matrices(y + place, result);
     }

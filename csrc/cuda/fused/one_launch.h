@@ -85,7 +85,7 @@ inline SingleArguments single_arguments(const Sizes& n, const at::Tensor& x, con
                                         Activation activation, const SinglePlan& plan) {
   SingleArguments a{};
   set_parameters(a, p, threshold, activation);
-  a.x = x.const_data_ptr<float>();
+  a.x = x.const_data_ptr(), a.element = element_of(x.scalar_type());
   a.B = n.B, a.ctas_per_block = plan.ctas_per_block;
   a.K = static_cast<int>(n.K), a.D = static_cast<int>(n.D), a.H = static_cast<int>(n.H), a.W = static_cast<int>(n.W);
   a.images = plan.images, a.strides = plan.strides;
@@ -101,8 +101,7 @@ inline void launch_half(const at::Tensor& x, const at::Tensor& y, HalfArguments 
   if (plan.tiles == 0) return launch_half(x.clone(), y, a, path);
   a.x = static_cast<const uint16_t*>(x.const_data_ptr()), a.y = static_cast<uint16_t*>(y.data_ptr());
   set_half_shape(a, facts, plan, known_dft_table(x.get_device()));
-  const Half format = x.scalar_type() == at::kBFloat16 ? Half::kBfloat16 : Half::kFloat16;
-  launch(half_kernel(plan, format), plan.ctas, plan.threads, plan.shared_bytes, at::cuda::getCurrentCUDAStream(), a);
+  launch(half_kernel(plan), plan.ctas, plan.threads, plan.shared_bytes, at::cuda::getCurrentCUDAStream(), a);
 }
 
 inline at::Tensor one_launch_forward(const Sizes& n,
@@ -112,15 +111,15 @@ inline at::Tensor one_launch_forward(const Sizes& n,
   const at::Tensor from = x.contiguous();
   const Parameters p = parameters.contiguous();
   at::Tensor y = at::empty_like(from);
-  if (from.scalar_type() == at::kFloat) {
-    const SinglePlan& plan = path.single;
-    SingleArguments a = single_arguments(n, from, p, threshold, activation, plan);
-    a.y = y.data_ptr<float>();
-    launch(single_kernel(plan), plan.grid(n.K), plan.threads, plan.shared_bytes, at::cuda::getCurrentCUDAStream(), a);
-  } else {
+  if (computes_in_half(element_of(from.scalar_type()), false)) {
     HalfArguments a{};
     set_parameters(a, p, threshold, activation);
     launch_half(from, y, a, path);
+  } else {
+    const SinglePlan& plan = path.single;
+    SingleArguments a = single_arguments(n, from, p, threshold, activation, plan);
+    a.y = y.data_ptr();
+    launch(single_kernel(plan), plan.grid(n.K), plan.threads, plan.shared_bytes, at::cuda::getCurrentCUDAStream(), a);
   }
   return y.contiguous(memory_format_of(x));
 }
@@ -137,11 +136,11 @@ inline Gradients one_launch_backward(const Sizes& n,
   const auto stream = at::cuda::getCurrentCUDAStream();
   at::Tensor dx = input_grad ? at::empty_like(from) : at::empty({0}, x.options());
   const int64_t numbers = n.K * partial_size(static_cast<int>(n.D), static_cast<int>(n.Dh));
-  const at::Tensor partials = at::empty({parameter_grads ? plan.ctas_per_block * numbers : 0}, x.options());
+  const at::Tensor partials = at::empty({parameter_grads ? plan.ctas_per_block * numbers : 0}, p.w1.options());
   SingleVjpArguments a{};
   a.call = single_arguments(n, from, p, threshold, activation, plan);
-  a.call.y = input_grad ? dx.data_ptr<float>() : nullptr;
-  a.dy = of.const_data_ptr<float>();
+  a.call.y = input_grad ? dx.data_ptr() : nullptr;
+  a.dy = of.const_data_ptr();
   a.partials = parameter_grads ? partials.data_ptr<float>() : nullptr;
   a.input_grad = input_grad;
   launch(single_backward_kernel(plan), plan.grid(n.K), plan.threads, plan.shared_bytes, stream, a);

@@ -20,15 +20,14 @@
 //                      another 0.14 clocks. That is 1.5 times as fast as planned at most, for a kernel of its own.
 #pragma once
 
+#include "element.h"
 #include "half.h"
 #include "single_plan.h"
 
 namespace affnet {
 
-enum class Element { kFloat64, kFloat32, kFloat16, kBfloat16 };
-
 // Why a call is not made in one launch.
-enum class Refusal { kNone, kSwitchedOff, kDevice, kType, kBackward, kSizes, kSharedMemory };
+enum class Refusal { kNone, kSwitchedOff, kDevice, kType, kSizes, kSharedMemory };
 
 struct PathFacts {
   int64_t B, H, W, K, D, Dh;
@@ -75,9 +74,9 @@ struct Path {
   constexpr bool one_launch() const { return refusal == Refusal::kNone; }
 };
 
-constexpr bool has_half_kernel(Element element) {
-  return element == Element::kFloat16 || element == Element::kBfloat16;
-}
+// Whether the kernel that computes in 16 bits takes a pass; its error is within bfloat16's rounding, not float16's. The
+// others take the kernels that compute in float32.
+constexpr bool computes_in_half(Element element, bool backward) { return element == Element::kBfloat16 && !backward; }
 
 constexpr Path choose_path(const PathFacts& f) {
   Path path{};
@@ -89,8 +88,7 @@ constexpr Path choose_path(const PathFacts& f) {
   if (f.capability < kLeastCapability) return refused(Refusal::kDevice);
   if (f.element == Element::kFloat64) return refused(Refusal::kType);
   const int limit = shared_limit(f.capability);
-  if (has_half_kernel(f.element)) {
-    if (f.backward) return refused(Refusal::kBackward);
+  if (computes_in_half(f.element, f.backward)) {
     constexpr int kAlignment = 16, kUnlimited = 1 << 30;  // x that has less alignment takes the same path
     path.half_facts = {f.B, f.H, f.W, f.K, f.D, f.Dh, kAlignment, kUnlimited};
     const HalfPlan plan = plan_half(path.half_facts);

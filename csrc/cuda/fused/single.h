@@ -1,4 +1,4 @@
-// The one-launch float32 kernel's interface to the launcher.
+// The interface of the one-launch kernels that compute in float32 to the launcher.
 #pragma once
 
 #include "single_arguments.h"

@@ -1,10 +1,11 @@
-// The five gradients of the mixer of float32 in one launch, but for the sum over CTAs, which reduce_kernel of
-// spectral_map_vjp.cuh adds up in order. A CTA keeps the spectra of x and of dy of some images in shared memory, and
-// its sums of the parameter gradients in registers until its last image. Not run on a GPU so far.
+// The five gradients of the mixer in one launch, in float32 whether x and dy are of 32 or of 16 bits, but for the sum
+// over CTAs, which reduce_kernel of spectral_map_vjp.cuh adds up in order. A CTA keeps the spectra of x and of dy of
+// some images in shared memory, and its sums of the parameter gradients in registers until its last image. Not run on
+// a GPU so far.
 //
-// Counted in machine code (sm_90, 32x32, D = 16, ReLU): 234 instructions an element, where copying alone takes 83 at
-// the rates of an H100: at best 0.35 of a copy's rate. 207 registers; from five quads on 255, and 48 to 450 bytes
-// spill.
+// Counted in machine code (sm_90, 32x32, D = 16, ReLU, float32): 235 instructions an element, where copying alone takes
+// 83 at the rates of an H100: at best 0.35 of a copy's rate. 205 registers; from five quads on 255, and 24 to 512 bytes
+// spill, and 4 bytes in the kernel of four quads for any size.
 #pragma once
 
 #include "single.h"

@@ -1,5 +1,5 @@
-// The mixer of float32 in one launch: a CTA takes all channels of a block of some images at a time, and nothing but x
-// is read and nothing but y is written. Not run on a GPU so far.
+// The mixer in one launch, in float32 whether x is of 32 or of 16 bits: a CTA takes all channels of a block of some
+// images at a time, and nothing but x is read and nothing but y is written. Not run on a GPU so far.
 //
 // Two channels are one complex plane z, so that every transform is a complex one, computed by one thread in registers
 // (fft_registers.cuh): columns, rows, the map, rows back, columns back, a barrier between each. Where X_a and X_b are
@@ -13,14 +13,14 @@
 // the second layer and the threshold, as soft-shrink is homogeneous. The residual is added to the mask: y is the
 // inverse transform of (M + 1) X, which costs one addition and leaves x out of the second half of the kernel.
 //
-// Counted in machine code (sm_90, ReLU, parameters staged), per element, where copying alone takes 55 instructions and
-// 55 bytes of shared memory at the rates of an H100; SiLU costs 4 to 6 instructions more. CTAs of a multiprocessor as
-// registers and shared memory allow.
+// Counted in machine code (sm_90, ReLU, parameters staged, float32), per element, where copying alone takes 55
+// instructions and 55 bytes of shared memory at the rates of an H100; SiLU costs 4 to 6 instructions more, x of 16 bits
+// 2 to 3. CTAs of a multiprocessor as registers and shared memory allow.
 //
 //   H = W, D    32, 8  32, 12  32, 16  16, 13  16, 20  16, 32  8, 18  8, 24  8, 40
-//   instructions   63      65      62      73      67      78     90     82    115
+//   instructions   63      65      63      73      67      78     90     82    115
 //   bytes          43      49      52      62      83     114    100     99    168
-//   registers     128     160     206     202     205     192    198    213    207
+//   registers     108     160     206     202     205     192    198    213    207
 //   KiB            37      59      83      51      47      99     37     51    113
 //   CTAs            4       3       2       2       2       2      2      2      2
 #pragma once

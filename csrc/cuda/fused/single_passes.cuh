@@ -3,6 +3,7 @@
 #pragma once
 
 #include "fft_registers.cuh"
+#include "single_columns.cuh"
 #include "single_layout.cuh"
 
 namespace affnet {
@@ -33,18 +34,16 @@ struct ColumnPass {
   const Layout& layout;
   int block;
   int64_t first_image;
-  const float* tensor;  // [B, K D, H, W]
+  const void* tensor;  // [B, K D, H, W]
 
-  AFFNET_DEVICE ColumnPass(const Layout& layout, int block, int64_t first_image, const float* tensor)
+  AFFNET_DEVICE ColumnPass(const Layout& layout, int block, int64_t first_image, const void* tensor)
       : layout(layout), block(block), first_image(first_image), tensor(tensor) {}
 
   template <int N>
   AFFNET_DEVICE void run(int plane, int w) const {
     const PlaneChannels from(layout, block, first_image, plane);
-    const float* const x = tensor + from.at + w;
     Complex<float> v[N];
-#pragma unroll
-    for (int h = 0; h < N; ++h) v[h] = {x[h * layout.W()], x[h * layout.W() + from.second]};
+    load_column(v, layout.a.element, tensor, {from.at + w, layout.W(), from.second});
     transform<N>(v);
     const uint32_t at = layout.offset(layout.place_of(plane), 0, w);
 #pragma unroll
@@ -93,9 +92,9 @@ struct InverseColumnPass {
   const Layout& layout;
   int block;
   int64_t first_image;
-  float* tensor;  // [B, K D, H, W]
+  void* tensor;  // [B, K D, H, W]
 
-  AFFNET_DEVICE InverseColumnPass(const Layout& layout, int block, int64_t first_image, float* tensor)
+  AFFNET_DEVICE InverseColumnPass(const Layout& layout, int block, int64_t first_image, void* tensor)
       : layout(layout), block(block), first_image(first_image), tensor(tensor) {}
 
   template <int N>
@@ -107,12 +106,7 @@ struct InverseColumnPass {
     transform<N>(v);
     const PlaneChannels to(layout, block, first_image, plane);
     if (!to.exist) return;
-    float* const y = tensor + to.at + w;
-#pragma unroll
-    for (int h = 0; h < N; ++h) y[h * layout.W()] = v[h].im;
-    if (to.second == 0) return;
-#pragma unroll
-    for (int h = 0; h < N; ++h) y[h * layout.W() + to.second] = v[h].re;
+    store_column(v, layout.a.element, tensor, {to.at + w, layout.W(), to.second});
   }
 };
 

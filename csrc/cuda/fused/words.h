@@ -24,10 +24,10 @@ inline const char* name_of(Element element) {
 // The kernel of a call that is one launch, as its template arguments name it, enumerators as numbers.
 inline std::string kernel_name(const Path& path, Element element, bool backward) {
   const auto number = [](int value) { return std::to_string(value); };
-  if (has_half_kernel(element)) {
+  if (computes_in_half(element, backward)) {
     const HalfPlan& plan = path.half;
-    return "half_forward_kernel<" + number(element == Element::kBfloat16 ? 1 : 0) + ", " + number(plan.tiles) + ", " +
-           number(plan.quads) + ", " + number(plan.whole ? 1 : 0) + ">";
+    return "half_forward_kernel<" + number(plan.tiles) + ", " + number(plan.quads) + ", " + number(plan.whole ? 1 : 0) +
+           ">";
   }
   const SingleInstance& instance = kSingleInstances[path.single.instance];
   return std::string(backward ? "single_vjp_kernel<" : "single_forward_kernel<") + number(instance.H) + ", " +
@@ -49,8 +49,6 @@ inline std::string in_words(const Path& path, const PathFacts& f) {
              number(f.capability % 10);
     case Refusal::kType:
       return std::string("no one-launch kernel takes ") + name_of(f.element);
-    case Refusal::kBackward:
-      return std::string("no one-launch kernel computes the backward pass of ") + name_of(f.element);
     case Refusal::kSizes:
       return std::string("no one-launch kernel takes ") + (f.backward ? "the backward pass of " : "") + "maps of " +
              by(f.H, f.W) + " in blocks of " + number(f.D) + " channels and " + number(f.Dh) + " hidden ones";

@@ -3,6 +3,6 @@
 
 namespace affnet {
 
-HalfKernel small_bfloat16_kernel(const HalfPlan& plan) { return half_kernel_of<Half::kBfloat16, 1>(plan); }
+HalfKernel small_half_kernel(const HalfPlan& plan) { return half_kernel_of<1>(plan); }
 
 }  // namespace affnet
