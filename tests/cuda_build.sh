@@ -69,8 +69,10 @@ on_host_runtime -m tests.test_cuda_launcher
 
 step 'running the tests that depend on PyTorch'
 ignored=()  # what does not depend on the build, and what tests/timm.sh runs under the same PyTorch
-for name in cuda_emulated cuda_mma cuda_half cuda_single census plan_cache cpu_host triton_launch build timm checkpoints hub images show filters \
-  network_benchmarks; do
+for name in cuda_emulated cuda_mma cuda_half cuda_fused_half cuda_single cuda_single_backward census plan_cache cpu_host \
+  triton_launch build timm checkpoints hub images show filters network_benchmarks boxes detect detection detection_coco \
+  detection_loss detection_map distributed_checkpoints launch scenes segment segmentation segmentation_folders training \
+  training_digits training_folders training_kill training_mixers; do
   ignored+=("--ignore=tests/test_$name.py")
 done
 OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -q -p no:cacheprovider --numprocesses 2 --dist loadgroup "${ignored[@]}"
