@@ -226,10 +226,6 @@ class Graph:
         costs = [self._iteration(loop, trips, longest) for loop in found]
         return max(costs, key=lambda cost: cost.instructions)
 
-    def once_largest(self, trips: Mapping[str, float]) -> Cost:
-        """One iteration of the loop with most code, wherever the compiler says that its closing branch is from."""
-        return self._iteration(max(self.loops, key=lambda loop: len(loop.body)), trips, True)
-
     def all_loops(self) -> list[Loop]:
         found, todo = list[Loop](), list(self.loops)
         while todo:

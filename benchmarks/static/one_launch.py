@@ -174,7 +174,7 @@ def counts(shapes: Iterable[Shape], arch: int) -> list[Count]:
         usage, blocks = kernels[launch["kernel"]]
         silu, relu = Graph(blocks, "Silu"), Graph(blocks, "Relu")
         often = trips(shape, launch)
-        once = (silu.once_largest(often), relu.once_largest(often))
+        once = (silu.once("images", often), relu.once("images", often))
         code = sum(len(block.instructions) for block in blocks)
         before = silu.cost(often | {"images": 0})
         found.append(Count(shape, arch, launch, usage, *once, silu.unnamed("images"), before, code))
