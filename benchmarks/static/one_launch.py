@@ -18,7 +18,9 @@ from benchmarks.static.sass import Block, functions
 from benchmarks.tables import markdown
 
 BATCH, BLOCKS, WARP = 64, 8, 32
-CAPABILITIES = (80, 90, 100)
+# Not 8.0, where the compiler moves the branch that closes the loop of the images, so that it is not found. There the
+# bfloat16 kernel of 24 channels at 8 x 8 spills 48 bytes.
+CAPABILITIES = (90, 100)
 REGISTERS, THREADS, CTAS, RESERVED = 65536, 2048, 32, 1024  # of a multiprocessor; bytes that a CTA takes beside its own
 SHARED = {80: 164, 89: 100, 90: 228, 100: 228}  # KiB of a multiprocessor
 # Thread instructions that a copy leaves time for, an element: four warps' a clock and 18.56 bytes a clock for each of

@@ -95,7 +95,8 @@ AFFNET_HD constexpr int half_warps(int tiles, int quads) {
   return tiles == 1 || (tiles == 2 && quads <= 4) ? 4 : tiles == 2 && quads <= 6 ? 6 : 8;
 }
 
-// CTAs on a multiprocessor that the registers of an instance are limited for: none of a released map spills.
+// CTAs on a multiprocessor that the registers of an instance are limited for: on 9.0 and 10.0 none of a
+// released map spills.
 AFFNET_HD constexpr int half_ctas(int tiles, int quads) {
   if (tiles == 1) return quads <= 3 ? 4 : quads <= 6 ? 3 : 2;
   return tiles == 2 && quads <= 4 ? 3 : tiles == 2 && quads <= 6 ? 2 : 1;
